@@ -1,0 +1,43 @@
+# make demo    a picture from a prompt, drawn by the light install:  make demo PROMPT="a blue whale, flat" OUT=whale.png
+# make test    every test                                            (what a change must pass: make check test)
+# make check   formatting, lint, types
+# make clean   removes what these commands made, the pictures excepted
+
+PYTHON ?= python3
+PROMPT ?= a red fox, 3D render
+OUT ?= demo.png
+DEMO_VENV ?= .venv-demo
+
+# As environment variables: quotes in a prompt then need no escaping in the recipe.
+export PROMPT OUT
+
+.PHONY: demo test check clean
+
+demo: $(DEMO_VENV)/.installed
+	@$(DEMO_VENV)/bin/snapfusion generate "$$PROMPT" --out "$$OUT"
+
+test: .venv/.installed
+	.venv/bin/pytest
+
+check: .venv/.installed
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/basedpyright
+
+clean:
+	rm -rf .venv .venv-demo build src/snapfusion.egg-info .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The demo installs as a user would, so it follows the sources; build/ goes first, because setuptools packs what it finds there.
+$(DEMO_VENV)/.installed: pyproject.toml constraints.txt $(shell find src/snapfusion -type f -not -path '*/__pycache__/*')
+	@echo "Installing SnapFusion into $(DEMO_VENV) (once)"
+	@$(PYTHON) -m venv $(DEMO_VENV)
+	@rm -rf build
+	@$(DEMO_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt .
+	@touch $@
+
+# Editable: only a change of the dependencies installs again.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[compress,test]"
+	touch $@
