@@ -34,6 +34,7 @@ $(DEMO_VENV)/.installed: pyproject.toml constraints.txt $(shell find src/snapfus
 	@$(PYTHON) -m venv $(DEMO_VENV)
 	@rm -rf build
 	@$(DEMO_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt .
+	@rm -rf build
 	@touch $@
 
 # Editable: only a change of the dependencies installs again.
