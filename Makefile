@@ -4,15 +4,13 @@
 # make clean   removes what these commands made, the pictures excepted
 
 PYTHON ?= python3
-PROMPT ?= a red fox, 3D render
-OUT ?= demo.png
-DEMO_VENV ?= .venv-demo
-
-# As environment variables: quotes in a prompt then need no escaping in the recipe.
-export PROMPT OUT
+DEMO_VENV := .venv-demo
 
 .PHONY: demo test check clean
 
+# As environment variables: quotes in a prompt then need no escaping in the recipe.
+demo: export PROMPT := a red fox, 3D render
+demo: export OUT := demo.png
 demo: $(DEMO_VENV)/.installed
 	@$(DEMO_VENV)/bin/snapfusion generate "$$PROMPT" --out "$$OUT"
 
