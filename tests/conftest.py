@@ -1,0 +1,46 @@
+"""Checkpoints of the real classes, under a megabyte each. What builds them is imported late: few tests need torch."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder: the sticker base in small (BERT, v-prediction with zero terminal SNR). Do not write to it."""
+    import tiny_models
+
+    return _save(tiny_models.sticker_checkpoint, tmp_path_factory.mktemp("tiny_checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder: Stable Diffusion v1 in small (CLIP, eps-prediction). Do not write to it."""
+    import tiny_models
+
+    return _save(tiny_models.stable_diffusion_checkpoint, tmp_path_factory.mktemp("tiny_sd_checkpoint"))
+
+
+def _save(build: Callable[[], Any], folder: Path) -> Path:
+    import torch
+
+    from snapfusion.checkpoint import save_checkpoint
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_checkpoint(build(), folder)
+    return folder
+
+
+@pytest.fixture
+def edit_json() -> Callable[..., None]:
+    """Change fields of a JSON file; None removes one."""
+
+    def edit(file: Path, **fields: Any) -> None:
+        value = {**json.loads(file.read_text()), **fields}
+        file.write_text(json.dumps({k: v for k, v in value.items() if v is not None}))
+
+    return edit
