@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[str]:
                 yield base
 
 
+@cache
 def imports_of(module: str) -> set[str]:
     path = SOURCES[module]
     return set(imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py"))

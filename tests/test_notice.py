@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from snapfusion.data.packages import CLDR, EMOJIBASE
+from snapfusion.data.packages import CLDR, EMOJIBASE, Package
 from snapfusion.data.styles import STYLES
-from snapfusion.metrics.weights import INCEPTION, LPIPS, RESNET
+from snapfusion.metrics.weights import INCEPTION, LPIPS, RESNET, Archive
 
 ROOT = Path(__file__).parents[1]
 NOTICE = (ROOT / "NOTICE").read_text(encoding="utf-8")
 PINS = [CLDR, EMOJIBASE, INCEPTION, LPIPS, RESNET, *(style.package for style in STYLES)]
 
 
-@pytest.mark.parametrize("pin", PINS, ids=lambda pin: pin.name)
-def test_a_pinned_package_is_credited(pin) -> None:
+@pytest.mark.parametrize("pin", PINS, ids=[pin.name for pin in PINS])
+def test_a_pinned_package_is_credited(pin: Package | Archive) -> None:
     (line,) = (
         line for line in NOTICE.splitlines() if re.search(rf" {re.escape(pin.name)} {re.escape(pin.version)}\s", line)
     )
