@@ -1,0 +1,145 @@
+"""The cache that the UNet trains from: latents of the pictures, embeddings of their captions."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm import trange
+
+from snapfusion.data.colours import HUES, colour_of, recolour
+from snapfusion.data.pairs import Pair, read_images
+from snapfusion.data.prompts import caption, prompt_of
+from snapfusion.model.decoder import PatchAutoencoderKL
+from snapfusion.model.text import TextEncoder
+from snapfusion.tokens import tokenize
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Pictures as latents, sentences as embeddings, and which sentences belong to which picture."""
+
+    latents: Tensor  # [N, C, h, w] float16, scaled; the mirrored ones are `mirrored`, in the same order
+    mirrored: Tensor  # [N, C, h, w] float16
+    captions: Tensor  # [N, K] int64, rows of `embeddings`
+    embeddings: Tensor  # [M, L, D] float16; row 0 is the empty prompt's
+    recoloured: Tensor  # [N] bool, copies with a turned hue
+
+
+def train_rows(
+    pairs: list[Pair], images: NDArray[np.uint8], seed: int
+) -> tuple[list[Pair], list[str | None], NDArray[np.uint8]]:
+    """The pictures to train on: every one as it is, then one copy of each one-coloured one in another colour.
+
+    Returns the rows, the colour word of each copy (None for originals), and the pictures `[N, H, W, 3]`.
+    """
+    rows, words, copies = list(pairs), originals(pairs), []
+    for index, (pair, image) in enumerate(zip(pairs, images, strict=True)):
+        colour = colour_of(image) if pair.style != "silhouette" else None
+        if colour is not None:
+            others = [word for word in HUES if word != colour.word]
+            word = others[int(np.random.default_rng((seed, index)).integers(len(others)))]
+            rows.append(pair)
+            words.append(word)
+            copies.append(recolour(image, colour, word))
+    return rows, words, np.concatenate([images, np.stack(copies)]) if copies else images
+
+
+def originals(pairs: list[Pair]) -> list[str | None]:
+    """The colour words of pictures that are as they were drawn: none."""
+    return [None for _ in pairs]
+
+
+def captions_of(
+    rows: list[Pair], words: list[str | None], variants: int, seed: int
+) -> tuple[NDArray[np.int64], list[str]]:
+    """`variants` sentences for each row, chosen by (seed, row, variant).
+
+    Returns their places `[N, K]` in the list of distinct sentences, and that list.
+
+    The first sentence of all is the empty prompt; an original's first variant is the prompt it is tested with.
+    """
+    sentences: dict[str, int] = {"": 0}
+    places = np.zeros((len(rows), variants), np.int64)
+    for row, (pair, word) in enumerate(zip(rows, words, strict=True)):
+        for variant in range(variants):
+            draw = np.random.default_rng((seed, row, variant))
+            sentence = prompt_of(pair) if variant == 0 and word is None else caption(pair, draw, word)
+            places[row, variant] = sentences.setdefault(sentence, len(sentences))
+    return places, list(sentences)
+
+
+@torch.inference_mode()
+def encode_images(images: NDArray[np.uint8], vae: PatchAutoencoderKL) -> Tensor:
+    """Means of the latents of pictures `[N, H, W, 3]`: `[N, C, h, w]` float32, unscaled."""
+    latents = []
+    for start in trange(0, len(images), BATCH, desc="latents", disable=None):
+        image = torch.from_numpy(images[start : start + BATCH].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+        latents.append(vae.encode(image).latent_dist.mean)
+    return torch.cat(latents)
+
+
+@torch.inference_mode()
+def encode_prompts(prompts: list[str], text_encoder: TextEncoder, tokenizer: Tokenizer, length: int) -> Tensor:
+    """Embeddings of prompts: `[M, length, D]` float16."""
+    embeddings = []
+    for start in trange(0, len(prompts), 4 * BATCH, desc="captions", disable=None):
+        tokens, _ = tokenize(tokenizer, prompts[start : start + 4 * BATCH], length)
+        with torch.autocast("cpu", torch.bfloat16):
+            embeddings.append(text_encoder(torch.from_numpy(tokens)).half())
+    return torch.cat(embeddings)
+
+
+def fingerprint(pairs: list[Pair], vae: PatchAutoencoderKL, variants: int, seed: int) -> str:
+    """What a cache depends on, as one hash: rows, autoencoder, captions."""
+    digest = hashlib.sha256(json.dumps([asdict(pair) for pair in pairs] + [variants, seed]).encode())
+    for name, value in sorted(vae.state_dict().items()):
+        digest.update(name.encode() + value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_or_build(
+    path: Path,
+    data: Path,
+    pairs: list[Pair],
+    vae: PatchAutoencoderKL,
+    text: tuple[TextEncoder, Tokenizer, int],
+    variants: int,
+    seed: int,
+    augment: bool = True,
+) -> Cache:
+    """The cache in `path`, built if it is absent or of something else.
+
+    `text` is encoder, tokenizer and prompt length. Without `augment` there are no recoloured copies: so for held-out
+    pictures.
+    """
+    wanted = fingerprint(pairs, vae, variants, seed) + f"-{augment}"
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            if file.metadata()["fingerprint"] == wanted:
+                return Cache(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    images = read_images(data, pairs)
+    rows, words, images = train_rows(pairs, images, seed) if augment else (pairs, originals(pairs), images)
+    places, sentences = captions_of(rows, words, variants, seed)
+    scale = vae.config["scaling_factor"]
+    cache = {
+        "latents": (encode_images(images, vae) * scale).half(),
+        "mirrored": (encode_images(images[:, :, ::-1], vae) * scale).half(),
+        "captions": torch.from_numpy(places),
+        "embeddings": encode_prompts(sentences, *text),
+        "recoloured": torch.tensor([word is not None for word in words]),
+    }
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(cache, partial, metadata={"fingerprint": wanted})
+    partial.replace(path)
+    return Cache(**cache)

@@ -1,0 +1,75 @@
+"""Looking at a UNet while it trains: a sheet of fixed prompts, and the loss on pictures that it never saw."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from snapfusion.diffusion.guidance import guide
+from snapfusion.diffusion.noise import randn
+from snapfusion.diffusion.sampler import sample
+from snapfusion.diffusion.schedule import Schedule
+from snapfusion.model.decoder import PatchAutoencoderKL
+from snapfusion.stages.train.denoise import denoising_loss, draw_batch
+from snapfusion.stages.train.latents import Cache
+
+PROMPTS = (
+    "a fox, 3D render", "a strawberry, soft gradient", "a rocket, cartoon", "a castle, black silhouette",
+    "a blue apple, 3D render", "a sunflower, cartoon", "an elephant, soft gradient", "a guitar, black silhouette",
+    "a hamburger, 3D render", "a sailboat, cartoon", "a green dress, soft gradient", "a spider, black silhouette",
+    "a robot, 3D render", "a penguin, cartoon", "a volcano, soft gradient", "a bicycle, black silhouette",
+    "a purple car, cartoon", "an owl, 3D render", "a birthday cake, soft gradient",
+    "a smiling face with sunglasses, 3D render",
+    "a cup of coffee", "a dragon, 3D render", "a house with a garden, cartoon", "a pineapple, soft gradient",
+)  # fmt: skip
+
+
+@torch.inference_mode()
+def sample_latents(
+    unet: nn.Module, schedule: Schedule, embedding: Tensor, empty: Tensor, noise: Tensor, steps: int, guidance: float
+) -> Tensor:
+    """Latents `[B, C, h, w]` (scaled) for embeddings `[B, L, D]`; `empty` `[1, L, D]` is the empty prompt's."""
+    both = torch.cat([empty.expand_as(embedding), embedding])
+
+    def predict(latent: Tensor, t: int) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            uncond, cond = unet(torch.cat([latent, latent]), torch.tensor(t), both).sample.float().chunk(2)
+        return guide(cond, uncond, guidance)
+
+    *_, latent = sample(predict, schedule, noise, steps)
+    return latent
+
+
+def fixed_noise(shape: Sequence[int], count: int) -> Tensor:
+    """Noise of seeds 0..count-1, `[count, *shape]`."""
+    return torch.from_numpy(np.concatenate([randn((1, *shape), seed) for seed in range(count)]))
+
+
+@torch.inference_mode()
+def decode(vae: PatchAutoencoderKL, latent: Tensor) -> np.ndarray:
+    """Scaled latents `[B, C, h, w]` to pictures, uint8 `[B, H, W, 3]`."""
+    image = vae.decode(latent / vae.config["scaling_factor"]).sample
+    return ((image / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def tile(images: np.ndarray, columns: int, side: int = 128) -> Image.Image:
+    """Pictures `[N, H, W, 3]` as one sheet, row by row, each `side` pixels wide."""
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * side, rows * side), "white")
+    for index, image in enumerate(images):
+        small = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
+        sheet.paste(small, (index % columns * side, index // columns * side))
+    return sheet
+
+
+@torch.inference_mode()
+def held_out_loss(unet: nn.Module, cache: Cache, schedule: Schedule, batches: int = 8, batch: int = 64) -> float:
+    """Mean denoising loss on held-out pictures; the same pictures, steps and noise at every call."""
+    total = 0.0
+    for index in range(batches):
+        drawn = draw_batch(cache, schedule, batch, dropout=0.0, seed=0, step=index, recoloured=0.0)
+        with torch.autocast("cpu", torch.bfloat16):
+            total += denoising_loss(unet, drawn).item()
+    return total / batches

@@ -1,0 +1,267 @@
+"""From pictures with captions to a text-to-image checkpoint.
+
+    pictures -> autoencoder (frozen from here on) -> latents and embeddings on disk -> UNet -> RUN/checkpoint
+
+Each part is skipped where its result is there; to resume after a kill, run the same command.
+"""
+
+import json
+import logging
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from snapfusion.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_unet,
+    load_vae,
+    minilm_text_encoder,
+    save_checkpoint,
+    save_vae,
+)
+from snapfusion.data.pairs import Pair, load_index, read_images
+from snapfusion.fit import Fit, FitConfig, fit
+from snapfusion.json_file import read_json, write_json
+from snapfusion.metrics.lpips import load_lpips
+from snapfusion.model.decoder import PatchAutoencoderKL
+from snapfusion.model.unet import ElasticUNet
+from snapfusion.stages.train.autoencoder import Reconstruct, draw_crops, sticker_autoencoder
+from snapfusion.stages.train.denoise import denoising_loss, draw_batch, for_cpu_training, sticker_schedule, sticker_unet
+from snapfusion.stages.train.latents import Cache, encode_images, encode_prompts, load_or_build
+from snapfusion.stages.train.sheet import PROMPTS, decode, fixed_noise, held_out_loss, sample_latents, tile
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Config:
+    """How the stickers base is trained; the defaults are what two CPU cores can do."""
+
+    subset: Literal["core", "full"] = "core"
+    """Pictures of the UNet. The autoencoder always sees all of `train`."""
+    images: int = 1_400_000
+    """Pictures the UNet sees in all."""
+    batch: int = 48
+    lr: float = 7e-4
+    warmup: int = 300
+    """Steps over which the learning rate rises."""
+    decay: float = 0.1
+    """Share of the UNet's steps, at the end, over which the learning rate falls to zero."""
+    ema: float = 0.9995
+    dropout: float = 0.1
+    """Share of the pictures that are trained with the empty prompt."""
+    recoloured: float = 0.12
+    """Share that are copies with a turned hue, and say so."""
+    variants: int = 8
+    """Different sentences for a picture."""
+    length: int = 32
+    """Tokens of a prompt."""
+    autoencoder_images: int = 12_000
+    autoencoder_batch: int = 8
+    autoencoder_lr: float = 6e-4
+    kl_weight: float = 3e-3
+    lpips_weight: float = 0.5
+    observe_steps: int = 1000
+    """Steps between two sheets and two looks at the held-out loss."""
+    patience: int = 8
+    """Looks without a better held-out loss after which the UNet's training stops."""
+    seed: int = 0
+    max_seconds: float = math.inf
+    """Stop cleanly after this long; the same command goes on."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished or paused run came to."""
+
+    finished: bool
+    steps: int
+    images: int
+    held_out_loss: float
+    checkpoint: str
+
+
+def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Result:
+    """Train on the set in `data` and write `out / "checkpoint"`.
+
+    `init` is a checkpoint to go on from: its autoencoder is kept as it is, its UNet trained on with a fresh optimiser.
+
+    Raises:
+        ValueError: no set in `data`, no checkpoint in `init`, or `out` holds a run of another config.
+    """
+    check_config(config, init, out)
+    pairs = load_index(data)
+    train = [pair for pair in pairs if pair.split == "train"]
+    cells = [pair for pair in pairs if pair.split == "cells" and (pair.core or config.subset == "full")]
+    vae = load_vae(init) if init is not None else train_autoencoder(config, train, data, out)
+    vae.requires_grad_(False).eval()
+    text_encoder, tokenizer = minilm_text_encoder()
+    text = (text_encoder.eval(), tokenizer, config.length)
+    kept = [pair for pair in train if pair.core or config.subset == "full"]
+    cache = load_or_build(out / "cache" / "train.safetensors", data, kept, vae, text, config.variants, config.seed)
+    held_out = load_or_build(out / "cache" / "cells.safetensors", data, cells, vae, text, 1, config.seed, augment=False)
+    log.info(
+        "%d pictures and %d recoloured, %d sentences", len(kept), len(cache.latents) - len(kept), len(cache.embeddings)
+    )
+
+    unet = load_unet(init) if init is not None else seeded(config.seed, lambda: sticker_unet(text_encoder.width))
+    schedule = sticker_schedule()
+    watch = Watch(out / "unet", config, cache, held_out, vae, encode_prompts(list(PROMPTS), *text))
+    fitted = train_unet(config, unet, cache, out / "unet", watch)
+    best = watch.restore(unet)
+    save_checkpoint(
+        Checkpoint(tokenizer, config.length, text_encoder, unet, vae, schedule), out / "checkpoint", torch.float16
+    )
+    load_checkpoint(out / "checkpoint")  # what was written is whole
+    result = Result(fitted.finished, fitted.step, fitted.step * config.batch, best, str(out / "checkpoint"))
+    write_json(out / "result.json", {"config": printable(config), "result": asdict(result)})
+    return result
+
+
+def check_config(config: Config, init: Path | None, out: Path) -> None:
+    """Remember what a run's folder is for, and refuse to use it for something else."""
+    wanted = {**printable(config), "init": None if init is None else str(init)}
+    file = out / "config.json"
+    if file.exists():
+        free = ("max_seconds", "images", "patience", "observe_steps")  # what may change from one call to the next
+        there = read_json(file)
+        changed = [name for name in wanted if name not in free and there.get(name) != wanted[name]]
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"got {name} {wanted[name]!r} for {out}, expected {there.get(name)!r} as it was begun; "
+                "name another --out"
+            )
+    write_json(file, wanted)
+
+
+def printable(config: Config) -> dict[str, Any]:
+    """The config as JSON has it: no infinities."""
+    return {name: None if value == math.inf else value for name, value in asdict(config).items()}
+
+
+def seeded(seed: int, build: Any) -> Any:
+    """`build()` with initial weights that depend on the seed alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build()
+
+
+def train_autoencoder(config: Config, train: list[Pair], data: Path, out: Path) -> PatchAutoencoderKL:
+    """The autoencoder in `out`, trained first if it is not there; its latents' scale is measured and stored in it."""
+    if (out / "vae" / "config.json").exists():
+        return load_vae(out)
+    images = read_images(data, train)
+    model = seeded(
+        config.seed, lambda: Reconstruct(sticker_autoencoder(images.shape[1]), config.kl_weight, config.lpips_weight)
+    )
+    model.to(memory_format=torch.channels_last)
+    lpips = load_lpips(levels=3).to(memory_format=torch.channels_last)
+    steps = config.autoencoder_images // config.autoencoder_batch
+
+    def loss(prepared: nn.Module, step: int) -> torch.Tensor:
+        image = draw_crops(images, config.seed, step, config.autoencoder_batch, images.shape[1])
+        return prepared(image.contiguous(memory_format=torch.channels_last), lpips, step)
+
+    fitted = fit(
+        model,
+        loss,
+        FitConfig(
+            steps,
+            config.autoencoder_batch,
+            config.autoencoder_lr,
+            decay=2 * steps // 3,
+            ema=0.998,
+            max_seconds=config.max_seconds,
+        ),
+        out / "autoencoder",
+    )
+    if not fitted.finished:
+        raise SystemExit(f"paused at step {fitted.step} of {steps} of the autoencoder; run the same command to go on")
+    vae = model.autoencoder.eval()
+    sample = np.random.default_rng(config.seed).permutation(len(images))[:512]
+    vae.register_to_config(scaling_factor=1 / encode_images(images[sample], vae).std().item())
+    save_vae(vae, out, torch.float16)
+    return load_vae(out)  # as everybody else will have it, rounded to float16
+
+
+def train_unet(config: Config, unet: ElasticUNet, cache: Cache, folder: Path, watch: "Watch") -> Fit:
+    """Train the UNet on cached latents; see `fit`."""
+    schedule, steps = sticker_schedule(), config.images // config.batch
+    for_cpu_training(unet).train()
+
+    def loss(prepared: nn.Module, step: int) -> torch.Tensor:
+        batch = draw_batch(cache, schedule, config.batch, config.dropout, config.seed, step, config.recoloured)
+        return denoising_loss(prepared, batch)
+
+    return fit(
+        unet,
+        loss,
+        FitConfig(
+            steps,
+            config.batch,
+            config.lr,
+            config.warmup,
+            decay=round(config.decay * steps),
+            ema=config.ema,
+            max_seconds=config.max_seconds,
+        ),
+        folder,
+        watch,
+        config.observe_steps,
+    )
+
+
+class Watch:
+    """Looks at the EMA weights every so often: held-out loss to history.jsonl, a sheet to sheets/, best weights kept."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        cache: Cache,
+        held_out: Cache,
+        vae: PatchAutoencoderKL,
+        embedding: torch.Tensor,
+    ):
+        self.folder, self.config, self.vae = folder, config, vae
+        self.held_out, self.schedule = held_out, sticker_schedule()
+        self.empty, self.embedding = cache.embeddings[:1].float(), embedding.float()
+        self.noise = fixed_noise(cache.latents.shape[1:], len(PROMPTS))
+        self.history = folder / "history.jsonl"
+
+    def __call__(self, step: int, unet: nn.Module) -> bool:
+        """Look, and say whether to stop."""
+        unet.eval()
+        loss = held_out_loss(unet, self.held_out, self.schedule)
+        latent = sample_latents(unet, self.schedule, self.embedding, self.empty, self.noise, steps=20, guidance=4.0)
+        unet.train()
+        (self.folder / "sheets").mkdir(parents=True, exist_ok=True)
+        tile(decode(self.vae, latent), columns=8).save(self.folder / "sheets" / f"{step:06d}.webp", quality=85)
+        before = self.looks()
+        with self.history.open("a") as file:
+            file.write(json.dumps({"step": step, "images": step * self.config.batch, "held_out_loss": loss}) + "\n")
+        losses = [look["held_out_loss"] for look in before]
+        log.info("step %d  held-out loss %.4f (best so far %.4f)", step, loss, min([*losses, loss]))
+        if not losses or loss < min(losses):
+            unet.save_pretrained(self.folder / "best")  # pyright: ignore[reportCallIssue]
+        best_at = int(np.argmin([*losses, loss]))
+        return len(losses) - best_at >= self.config.patience
+
+    def looks(self) -> list[dict[str, Any]]:
+        """What earlier looks saw, also those of a run that was killed."""
+        return [json.loads(line) for line in self.history.read_text().splitlines()] if self.history.exists() else []
+
+    def restore(self, unet: nn.Module) -> float:
+        """Put the weights with the best held-out loss into `unet`, if any look was taken, and return that loss."""
+        looks = self.looks()
+        if not looks:
+            return held_out_loss(unet, self.held_out, self.schedule)
+        unet.load_state_dict(type(unet).from_pretrained(self.folder / "best").state_dict())  # pyright: ignore
+        return min(look["held_out_loss"] for look in looks)
