@@ -134,6 +134,13 @@ def test_imports_point_down_only() -> None:
     assert upward == []
 
 
+def test_judge_b_only_reports() -> None:
+    """Nothing that trains or searches may see judge B: it would be trained against, and its verdict worth nothing."""
+    judge = "snapfusion.metrics.judge_b"
+    assert judge in SOURCES
+    assert {part_of(module) for module in SOURCES if judge in imports_of(module)} <= {"stages.evaluate"}
+
+
 def test_no_module_is_named_for_nothing() -> None:
     """A file that holds one noun is called by it; these names hold anything."""
     nothing = {"util", "utils", "helper", "helpers", "common", "misc", "base", "manager", "handler", "processor"}
