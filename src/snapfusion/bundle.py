@@ -1,0 +1,222 @@
+"""The bundle: what ships. A folder in diffusers' layout whose networks are a runtime's files, sealed by manifest.json.
+
+    model_index.json   tokenizer/   scheduler/   text_encoder/   unet/   vae_decoder/   manifest.json
+
+manifest.json lists every file with its size and SHA-256. A bundle is opened only if it is exactly what was sealed: no
+file more, none less, none changed, none outside the folder, and none of a kind that could run. Whatever is wrong is one
+`ValueError`.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from snapfusion.diffusion.sampler import Scheduler
+from snapfusion.diffusion.schedule import Schedule
+from snapfusion.json_file import read_json, write_json
+from snapfusion.tokens import read_tokenizer
+
+Part = Literal["text_encoder", "unet", "vae_decoder"]
+Runtime = Literal["openvino"]
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+EMBEDDED = Path(__file__).parent / "bundles" / "stickers"
+NEEDED = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "tokenizer/tokenizer_config.json",
+    "unet/config.json",
+    "vae_decoder/config.json",
+    *(f"{part}/openvino_model.{end}" for part in ("text_encoder", "unet", "vae_decoder") for end in ("xml", "bin")),
+)
+# Names of plain data: no way up, no way out, nothing that some program would run.
+PLAIN_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
+PLAIN_FILE = re.compile(r"[^/]+\.(json|txt)|openvino_\w+\.(xml|bin)|LICENSE|NOTICE")
+
+
+class Network(Protocol):
+    """Arrays in by name, an array out: `input_ids` `[B, L]` int64 -> embedding `[B, L, D]`; `sample` `[B, C, h, w]`,
+    `timestep` `[1]` int64, `encoder_hidden_states` `[B, L, D]` -> prediction; `latent_sample` -> image in -1..1."""
+
+    def __call__(self, **inputs: NDArray[Any]) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The three callables that draw."""
+
+    text_encoder: Network
+    unet: Network
+    vae_decoder: Network
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How the bundle draws unless told otherwise."""
+
+    steps: int = 50
+    guidance: float = 7.5
+    scheduler: Scheduler = "ddim"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json says, its list of files apart."""
+
+    name: str
+    snapfusion: str
+    """The version that wrote it."""
+    defaults: Defaults
+    runtime: Runtime = "openvino"
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """For every part, how its weights are stored."""
+    licences: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured: parity with torch, and more once evaluated."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """Hash of the checkpoint, and the export's settings."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was checked; its networks are not in memory yet."""
+
+    folder: Path
+    hash: str
+    """SHA-256 of manifest.json, which stands for every file."""
+    manifest: Manifest
+    tokenizer: Tokenizer
+    length: int
+    """Tokens of a prompt."""
+    schedule: Schedule
+    latent_shape: tuple[int, int, int]
+    """C, h, w."""
+    image_size: int
+    """Pixels of a side."""
+    scaling_factor: float
+
+    def open(self, part: Part, batch: int, *, threads: int | None = None) -> Network:
+        """Bring one network into memory, made ready for `batch` rows."""
+        return _runtime(self.manifest.runtime).open(self.folder / part, batch, threads)
+
+
+def read_bundle(folder: Path | None = None, runtime: str | None = None) -> Bundle:
+    """Check the bundle in `folder` (None: the embedded one) and read all but its networks.
+
+    `runtime` None takes the bundle's own. Raises `ValueError` where the bundle is not what was sealed.
+    """
+    if folder is None and not EMBEDDED.is_dir():
+        raise ValueError("got no bundle, and this installation embeds none; name a bundle's folder")
+    folder = folder or EMBEDDED
+    if not folder.is_dir():
+        raise ValueError(f"got bundle {folder}, expected a folder with a {MANIFEST}")
+    record = read_json(folder / MANIFEST)
+    if (version := record.get("format")) != FORMAT:
+        raise ValueError(
+            f"{folder}: got bundle format {version!r}, expected {FORMAT}; update snapfusion or export again"
+        )
+    manifest = _manifest(record, folder)
+    _check_runtime(runtime, manifest.runtime)
+    _check_files(folder, record.get("files"))
+    try:
+        return _read(folder, manifest)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: got configs that do not make a bundle ({error!r}); export it again") from error
+
+
+def _read(folder: Path, manifest: Manifest) -> Bundle:
+    tokenizer, length = read_tokenizer(folder / "tokenizer")
+    unet, decoder = read_json(folder / "unet" / "config.json"), read_json(folder / "vae_decoder" / "config.json")
+    size = int(unet["sample_size"])
+    return Bundle(
+        folder=folder,
+        hash=_fingerprint(folder / MANIFEST)["sha256"],
+        manifest=manifest,
+        tokenizer=tokenizer,
+        length=length,
+        schedule=Schedule.from_config(read_json(folder / "scheduler" / "scheduler_config.json")),
+        latent_shape=(unet["in_channels"], size, size),
+        image_size=size * decoder.get("patch_size", 1) * 2 ** (len(decoder["block_out_channels"]) - 1),
+        scaling_factor=float(decoder["scaling_factor"]),
+    )
+
+
+def seal_bundle(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json for all files in `folder`: whatever changes after this is refused."""
+    files = {name: _fingerprint(folder / name) for name in _names(folder)}
+    write_json(folder / MANIFEST, {"format": FORMAT, **asdict(manifest), "files": files})
+
+
+def _manifest(record: Mapping[str, Any], folder: Path) -> Manifest:
+    try:
+        values = {entry.name: record[entry.name] for entry in fields(Manifest)}
+        manifest = Manifest(**{**values, "defaults": Defaults(**values["defaults"])})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / MANIFEST}: got no bundle's manifest ({error}); export the bundle again") from error
+    if manifest.runtime not in get_args(Runtime):
+        raise ValueError(f"{folder}: got runtime {manifest.runtime!r}, expected {_one_of(Runtime)}; update snapfusion")
+    return manifest
+
+
+def _check_runtime(wanted: str | None, offered: Runtime) -> None:
+    if wanted is not None and wanted != offered:
+        known = _one_of(Runtime) if wanted not in get_args(Runtime) else f"{offered}, which this bundle is made for"
+        raise ValueError(f"got runtime {wanted!r}, expected {known}")
+
+
+def _check_files(folder: Path, listed: Any) -> None:
+    """Refuse whatever differs from the list in the manifest."""
+    if not isinstance(listed, dict) or not all(isinstance(entry, dict) for entry in listed.values()):
+        raise ValueError(f"{folder / MANIFEST}: got no list of files; export the bundle again")
+    for name in listed:
+        if not PLAIN_PATH.fullmatch(name) or not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{folder}: got path {name!r}, expected one inside the bundle; do not use this bundle")
+        if not PLAIN_FILE.fullmatch(name.rpartition("/")[2]):
+            raise ValueError(
+                f"{folder}: got file {name!r}, expected only data (JSON, text, networks); do not use this bundle"
+            )
+    if missing := sorted({*NEEDED, *listed} - {*_names(folder)} | {*NEEDED} - {*listed}):
+        raise ValueError(f"{folder}: {missing[0]} is missing; fetch or export the bundle again")
+    if extra := sorted({*_names(folder)} - {*listed}):
+        raise ValueError(f"{folder}: got {extra[0]!r}, which {MANIFEST} does not list; delete it")
+    for name, expected in listed.items():
+        size = (folder / name).stat().st_size
+        if size != expected.get("bytes"):
+            raise ValueError(
+                f"{folder}: {name}: got {size} bytes, expected {expected.get('bytes')}; fetch the bundle again"
+            )
+        if _fingerprint(folder / name) != expected:
+            raise ValueError(f"{folder}: {name}: got other content than was sealed (SHA-256); fetch the bundle again")
+
+
+def _names(folder: Path) -> list[str]:
+    """Every file in `folder` but the manifest, links to folders too: whatever is not a true folder."""
+    entries = [entry for entry in folder.rglob("*") if entry.is_symlink() or not entry.is_dir()]
+    return sorted(name for entry in entries if (name := entry.relative_to(folder).as_posix()) != MANIFEST)
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _runtime(name: Runtime) -> ModuleType:
+    """The module that opens a runtime's files. Imported only now: engines are heavy."""
+    assert name == "openvino"
+    from snapfusion.runtimes import openvino
+
+    return openvino
+
+
+def _one_of(options: Any) -> str:
+    return ", ".join(get_args(options))

@@ -1,0 +1,132 @@
+"""A picture from a prompt.
+
+    prompt -tokenizer-> tokens -text_encoder-> embedding --+
+    seed ------------------------------> latent -----------+- sampler(unet, guidance) x steps -> latent -decoder-> image
+
+`generate` tells it in that order. It knows three callables and no engine, so OpenVINO and torch draw by the same code.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from snapfusion.bundle import Bundle, Networks, read_bundle
+from snapfusion.diffusion.guidance import guide
+from snapfusion.diffusion.noise import randn
+from snapfusion.diffusion.sampler import Scheduler, sample
+from snapfusion.settings import Settings, new_seed, settings_for
+from snapfusion.tokens import tokenize
+
+Latent = NDArray[np.float32]
+
+
+def generate(
+    bundle: Bundle, networks: Networks, settings: Settings, on_step: Callable[[], object] = lambda: None
+) -> Image.Image:
+    """The picture that `settings` asks for, the same to the last bit on every run.
+
+    One picture at a time: a batch of several would round otherwise, and a seed would no longer be one picture.
+    The prediction without the prompt shares a batch with the one that follows it: two rows are faster than two calls.
+    """
+    guided = settings.guidance != 1  # guidance 1 is the prompt's own prediction (Eq. 3)
+    prompts = [settings.negative, settings.prompt] if guided else [settings.prompt]
+    tokens, _ = tokenize(bundle.tokenizer, prompts, bundle.length)
+    embedding = networks.text_encoder(input_ids=tokens)
+
+    def predict(latent: Latent, t: int) -> Latent:
+        rows = np.repeat(latent, len(prompts), axis=0)
+        prediction = networks.unet(sample=rows, timestep=np.array([t]), encoder_hidden_states=embedding)
+        if not guided:
+            return prediction
+        uncond, cond = np.split(prediction, 2)
+        return guide(cond, uncond, settings.guidance)
+
+    latent = noise = randn((1, *bundle.latent_shape), settings.seed)
+    for latent in sample(predict, bundle.schedule, noise, settings.steps, settings.scheduler):  # noqa: B007
+        on_step()
+    (image,) = networks.vae_decoder(latent_sample=latent / bundle.scaling_factor)
+    return _picture(image)
+
+
+def _picture(image: NDArray[np.float32]) -> Image.Image:
+    """`[3, H, W]` in -1..1 to 8-bit RGB, rounded as diffusers rounds."""
+    unit = (image / 2 + 0.5).clip(0, 1)
+    return Image.fromarray((unit * 255).round().astype(np.uint8).transpose(1, 2, 0))
+
+
+def open_networks(bundle: Bundle, guided: bool = True, threads: int | None = None) -> Networks:
+    """All three networks in memory, made ready for pictures drawn with or without guidance."""
+    if threads is not None and threads < 1:
+        raise ValueError(f"got {threads} threads, expected at least 1")
+    rows = 2 if guided else 1
+    return Networks(
+        text_encoder=bundle.open("text_encoder", rows, threads=threads),
+        unet=bundle.open("unet", rows, threads=threads),
+        vae_decoder=bundle.open("vae_decoder", 1, threads=threads),
+    )
+
+
+@dataclass(frozen=True)
+class OpenBundle:
+    """A bundle in memory: call it with a prompt."""
+
+    bundle: Bundle
+    networks: Networks
+
+    def __call__(
+        self,
+        prompt: str,
+        *,
+        negative: str = "",
+        seed: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        n: int = 1,
+        scheduler: Scheduler | None = None,
+        size: int | None = None,
+    ) -> list[Image.Image]:
+        """Draw `n` pictures, with the seeds `seed`, `seed + 1`, ...: each is the one that its seed alone gives.
+
+        Args:
+            negative: What the picture should not show; takes the place of the empty prompt.
+            seed: 0 to 2^64-1; None for a new one every time.
+            steps, guidance, scheduler: None for the bundle's own.
+            size: Pixels of a side. A bundle draws one size.
+        Raises:
+            ValueError: For anything outside these bounds. What does not fit into the prompt's tokens is a warning.
+        """
+        seed = new_seed() if seed is None else seed
+        options = {"steps": steps, "guidance": guidance, "n": n, "scheduler": scheduler, "size": size}
+        settings = settings_for(self.bundle, prompt, seed=seed, negative=negative, **options)
+        for text in cut(self.bundle, prompt, negative):
+            warnings.warn(f"longer than {self.bundle.length} tokens; not drawn: {text!r}", stacklevel=2)
+        return [generate(self.bundle, self.networks, one) for one in settings]
+
+
+def open_bundle(
+    path: str | Path | None = None, *, runtime: str | None = None, threads: int | None = None
+) -> OpenBundle:
+    """Bring a bundle into memory.
+
+        draw = snapfusion.open_bundle()
+        images = draw("a red fox", seed=1)
+
+    Args:
+        path: The bundle's folder; None for the one that is embedded.
+        runtime: "openvino"; None for the bundle's own.
+        threads: Of the CPU; None for all.
+    Raises:
+        ValueError: Where the bundle is missing, broken, or not what was sealed.
+    """
+    bundle = read_bundle(None if path is None else Path(path), runtime)
+    return OpenBundle(bundle, open_networks(bundle, bundle.manifest.defaults.guidance != 1, threads))
+
+
+def cut(bundle: Bundle, *texts: str) -> list[str]:
+    """What each text loses because it is longer than the text encoder reads; nothing for those that fit."""
+    return [lost for lost in tokenize(bundle.tokenizer, texts, bundle.length)[1] if lost]
