@@ -61,7 +61,7 @@ def shorten(label: str, draw: np.random.Generator) -> str:
 def with_article(words: str) -> str:
     """With "a" or "an", where English has one: not for plurals, and not for what starts with a number."""
     last = words.split()[-1]
-    plural = last.endswith("s") and not last.endswith("ss")
+    plural = last.endswith("s") and not last.endswith(("ss", "us", "is"))
     if plural or (words[0].isdigit() and not words.startswith("3D")):
         return words
     return (

@@ -34,12 +34,14 @@ def sticker_schedule() -> Schedule:
     )
 
 
-def sticker_unet(cross_attention_dim: int) -> ElasticUNet:
+def sticker_unet(channels: int, cross_attention_dim: int) -> ElasticUNet:
     """The stickers base's UNet: Stable Diffusion v1.5's topology at a fifth of its widths, heads 32 wide."""
     widths = (64, 128, 192, 256)
     return ElasticUNet(
         architecture=Architecture.sd15(widths),
         sample_size=16,
+        in_channels=channels,
+        out_channels=channels,
         cross_attention_dim=cross_attention_dim,
         num_attention_heads=tuple(width // 32 for width in widths),
         norm_num_groups=32,

@@ -85,7 +85,7 @@ def encode_images(images: NDArray[np.uint8], vae: PatchAutoencoderKL) -> Tensor:
     for start in trange(0, len(images), BATCH, desc="latents", disable=None):
         image = torch.from_numpy(images[start : start + BATCH].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
         latents.append(vae.encode(image).latent_dist.mean)
-    return torch.cat(latents)
+    return torch.cat(latents).contiguous()
 
 
 @torch.inference_mode()

@@ -26,6 +26,7 @@ from snapfusion.checkpoint import (
     save_vae,
 )
 from snapfusion.data.pairs import Pair, load_index, read_images
+from snapfusion.data.stickers import build
 from snapfusion.fit import Fit, FitConfig, fit
 from snapfusion.json_file import read_json, write_json
 from snapfusion.metrics.lpips import load_lpips
@@ -86,6 +87,18 @@ class Result:
     held_out_loss: float
     checkpoint: str
 
+    def describe(self) -> str:
+        """What happened, in a line."""
+        state = "finished" if self.finished else "paused; run the same command to go on"
+        seen = f"{self.images} pictures, held-out loss {self.held_out_loss:.4f}"
+        return f"{self.checkpoint}: {state} after {seen}"
+
+
+def start(config: Config, data: Path | None, out: Path, init: Path | None = None) -> Result:
+    """`run`, with progress on the terminal, on a set that is built first where `data` names none."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    return run(config, data if data is not None else build(out / "data", cache=out / "packages"), out, init)
+
 
 def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Result:
     """Train on the set in `data` and write `out / "checkpoint"`.
@@ -99,6 +112,10 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
     pairs = load_index(data)
     train = [pair for pair in pairs if pair.split == "train"]
     cells = [pair for pair in pairs if pair.split == "cells" and (pair.core or config.subset == "full")]
+    if not train or not cells:
+        raise ValueError(
+            f"got {data} with {len(train)} pictures to train on and {len(cells)} held out, expected some of each"
+        )
     vae = load_vae(init) if init is not None else train_autoencoder(config, train, data, out)
     vae.requires_grad_(False).eval()
     text_encoder, tokenizer = minilm_text_encoder()
@@ -110,7 +127,11 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
         "%d pictures and %d recoloured, %d sentences", len(kept), len(cache.latents) - len(kept), len(cache.embeddings)
     )
 
-    unet = load_unet(init) if init is not None else seeded(config.seed, lambda: sticker_unet(text_encoder.width))
+    unet = (
+        load_unet(init)
+        if init is not None
+        else seeded(config.seed, lambda: sticker_unet(vae.config["latent_channels"], text_encoder.width))
+    )
     schedule = sticker_schedule()
     watch = Watch(out / "unet", config, cache, held_out, vae, encode_prompts(list(PROMPTS), *text))
     fitted = train_unet(config, unet, cache, out / "unet", watch)
@@ -219,7 +240,7 @@ def train_unet(config: Config, unet: ElasticUNet, cache: Cache, folder: Path, wa
 
 
 class Watch:
-    """Looks at the EMA weights every so often: held-out loss to history.jsonl, a sheet to sheets/, best weights kept."""
+    """Looks at the EMA weights: held-out loss to history.jsonl, a sheet to sheets/, the best weights to best/."""
 
     def __init__(
         self,

@@ -1,0 +1,168 @@
+"""The training stage, whole, with the real classes at tiny size."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny_models
+from snapfusion.checkpoint import load_checkpoint
+from snapfusion.data.pairs import load_index, read_images
+from snapfusion.data.stickers import build
+from snapfusion.diffusion.schedule import x_and_noise
+from snapfusion.metrics.lpips import Lpips
+from snapfusion.stages.train import stage
+from snapfusion.stages.train.autoencoder import Reconstruct, draw_crops
+from snapfusion.stages.train.denoise import draw_batch, min_snr_weight, sticker_schedule
+from snapfusion.stages.train.latents import Cache, captions_of, train_rows
+from snapfusion.stages.train.stage import Config, Result, run
+from tiny_stickers import tiny_packages
+
+CONFIG = Config(
+    images=24, batch=4, warmup=2, autoencoder_images=16, autoencoder_batch=4, observe_steps=3, length=16, variants=3
+)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A set of 32 px pictures; the stage's networks are replaced by tiny ones of the same classes."""
+    monkeypatch.setattr(stage, "sticker_autoencoder", lambda size: tiny_models.tiny_vae(levels=2, patch_size=2))
+    monkeypatch.setattr(stage, "sticker_unet", lambda channels, width: tiny_models.tiny_unet())
+    checkpoint = tiny_models.sticker_checkpoint()
+    monkeypatch.setattr(stage, "minilm_text_encoder", lambda: (checkpoint.text_encoder, checkpoint.tokenizer))
+    monkeypatch.setattr(stage, "load_lpips", lambda levels: Lpips(1))
+    torch.manual_seed(0)
+    return build(tmp_path / "set", size=32, cache=tiny_packages(tmp_path / "packages", monkeypatch), workers=1)
+
+
+def weights(result: Result) -> dict[str, torch.Tensor]:
+    return load_file(Path(result.checkpoint) / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_pictures_to_checkpoint(data: Path, tmp_path: Path) -> None:
+    result = run(CONFIG, data, tmp_path / "run")
+    assert (result.finished, result.images) == (True, 24)
+    checkpoint = load_checkpoint(Path(result.checkpoint))
+    image = torch.zeros(1, 3, 32, 32)
+    assert checkpoint.vae.decode(checkpoint.vae.encode(image).latent_dist.mean).sample.shape == image.shape
+    looks = [json.loads(line) for line in (tmp_path / "run" / "unet" / "history.jsonl").read_text().splitlines()]
+    assert [look["step"] for look in looks] == [3, 6]
+    assert result.held_out_loss == min(look["held_out_loss"] for look in looks)
+    assert len(list((tmp_path / "run" / "unet" / "sheets").iterdir())) == 2
+
+
+def test_latents_have_unit_deviation(data: Path, tmp_path: Path) -> None:
+    run(CONFIG, data, tmp_path / "run")
+    cached = load_file(tmp_path / "run" / "cache" / "train.safetensors")
+    assert cached["latents"].float().std().item() == pytest.approx(1, abs=0.1)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("part", "at"), [("draw_crops", 2), ("draw_batch", 1), ("draw_batch", 5)])
+def test_a_killed_run_ends_with_the_same_weights(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, at: int
+) -> None:
+    undisturbed = weights(run(CONFIG, data, tmp_path / "a"))
+    calls, draw = [], getattr(stage, part)
+
+    def deadly(*arguments, **named):
+        calls.append(1)
+        if len(calls) == at + 1:
+            raise Killed
+        return draw(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, part, deadly)
+        with pytest.raises(Killed):
+            run(CONFIG, data, tmp_path / "b")
+    resumed = weights(run(CONFIG, data, tmp_path / "b"))
+    for name, weight in undisturbed.items():
+        assert torch.equal(resumed[name], weight), name
+
+
+def test_a_run_goes_on_from_a_checkpoint_with_its_autoencoder(data: Path, tmp_path: Path) -> None:
+    first = run(CONFIG, data, tmp_path / "a")
+    second = run(CONFIG, data, tmp_path / "b", init=Path(first.checkpoint))
+    vae = [load_file(Path(r.checkpoint) / "vae" / "diffusion_pytorch_model.safetensors") for r in (first, second)]
+    assert all(torch.equal(vae[0][name], vae[1][name]) for name in vae[0])
+    assert any(not torch.equal(weights(first)[name], weights(second)[name]) for name in weights(first))
+
+
+def test_a_folder_of_another_config_is_refused(data: Path, tmp_path: Path) -> None:
+    run(CONFIG, data, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"got lr 0\.1 .*expected 0\.0007"):
+        run(Config(**{**vars(CONFIG), "lr": 0.1}), data, tmp_path / "run")
+
+
+def test_recoloured_copies_say_their_colour(data: Path) -> None:
+    pairs = load_index(data)
+    rows, words, images = train_rows(pairs, read_images(data, pairs), seed=0)
+    assert words[: len(pairs)] == [None] * len(pairs)
+    assert len(rows) == len(words) == len(images)
+    assert len(rows) > len(pairs)
+    places, sentences = captions_of(rows, words, variants=5, seed=0)
+    assert sentences[0] == ""
+    for row, word in enumerate(words):
+        if word is not None:
+            assert all(word in sentences[place] for place in places[row])
+
+
+def test_batches_depend_on_seed_and_step_alone() -> None:
+    cache = Cache(
+        latents=torch.randn(6, 4, 8, 8).half(),
+        mirrored=torch.randn(6, 4, 8, 8).half(),
+        captions=torch.arange(12).reshape(6, 2),
+        embeddings=torch.randn(12, 5, 3).half(),
+        recoloured=torch.tensor([False] * 4 + [True] * 2),
+    )
+    schedule = sticker_schedule()
+    first = draw_batch(cache, schedule, 512, dropout=0.1, seed=3, step=7, recoloured=0.25)
+    again = draw_batch(cache, schedule, 512, dropout=0.1, seed=3, step=7, recoloured=0.25)
+    assert torch.equal(first.latent, again.latent)
+    empty = (first.embedding == cache.embeddings[0].float()).all(dim=(1, 2)).float().mean().item()
+    assert empty == pytest.approx(0.1 + 0.9 * 0.75 / 8, abs=0.05)  # dropped, or row 0's first sentence is the empty one
+    # v and z at (alpha, sigma) give x back, exactly one of the cached latents
+    alpha, sigma = (torch.from_numpy(level[first.t.numpy()]).float()[:, None, None, None]
+                    for level in (schedule.alphas, schedule.sigmas))  # fmt: skip
+    x, noise = x_and_noise(first.target, first.latent, alpha, sigma, "v_prediction")
+    known = torch.cat([cache.latents, cache.mirrored]).float()
+    assert (x[:, None] - known[None]).abs().amax(dim=(2, 3, 4)).min(dim=1).values.max() < 1e-4
+    assert noise.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_min_snr_weight_by_hand() -> None:
+    schedule = sticker_schedule()
+    t = np.array([0, 500, 999])
+    snr = (schedule.alphas[t] / np.maximum(schedule.sigmas[t], 1e-12)) ** 2
+    expected = np.minimum(snr, 5) / (snr + 1)
+    np.testing.assert_allclose(min_snr_weight(schedule, t).numpy(), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_crops_come_from_the_pictures() -> None:
+    images = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)
+    crops = draw_crops(images, seed=0, step=0, batch=16, side=4)
+    assert crops.shape == (16, 3, 4, 4)
+    values = ((crops + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    windows = {
+        images[n, y : y + 4, x : x + 4].tobytes() for n in range(2) for y in range(5) for x in range(5)
+    }  # fmt: skip
+    assert all({crop.tobytes(), crop[:, ::-1].tobytes()} & windows for crop in values)
+
+
+def test_the_kl_term_is_that_of_two_gaussians() -> None:
+    torch.manual_seed(0)
+    vae = tiny_models.tiny_vae(levels=2, patch_size=2)
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    lpips = Lpips(1)
+    with_kl, without = (Reconstruct(vae, kl_weight, 0.0)(image, lpips, 1) for kl_weight in (1.0, 0.0))
+    posterior = vae.encode(image).latent_dist
+    gaussian = torch.distributions.Normal(posterior.mean, posterior.std)
+    expected = torch.distributions.kl_divergence(gaussian, torch.distributions.Normal(0, 1)).mean()
+    torch.testing.assert_close(with_kl - without, expected)
