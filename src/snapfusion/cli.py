@@ -87,11 +87,31 @@ def train_stickers() -> Command:
     return command
 
 
+def evaluate() -> Command:
+    """Measure a bundle or a checkpoint against real pictures."""
+    from snapfusion.stages.evaluate import stage
+
+    def command(
+        model: Positional[Path], *, data: Path, out: Path, config: Annotated[stage.Config, OmitArgPrefixes]
+    ) -> None:
+        """Draw what prompts of the sticker set ask for, and judge it: KID, FID, alignment, style, memorisation.
+
+        Args:
+            model: A bundle or a checkpoint.
+            data: A built sticker set.
+            out: The folder of the pictures and of result.json.
+        """
+        print(stage.run(config, model, data, out).describe())
+
+    return command
+
+
 COMMANDS: dict[str, Callable[[], Command]] = {
     "generate": generate,
     "data stickers": data_stickers,
     "train stickers": train_stickers,
     "export": export,
+    "evaluate": evaluate,
 }
 
 

@@ -63,10 +63,10 @@ class Config:
     """Different sentences for a picture."""
     length: int = 32
     """Tokens of a prompt."""
-    autoencoder_images: int = 12_000
+    autoencoder_images: int = 40_000
     autoencoder_batch: int = 8
-    autoencoder_lr: float = 6e-4
-    kl_weight: float = 3e-3
+    autoencoder_lr: float = 1e-3
+    kl_weight: float = 1e-3
     lpips_weight: float = 0.5
     observe_steps: int = 1000
     """Steps between two sheets and two looks at the held-out loss."""

@@ -1,0 +1,113 @@
+"""How fast the embedded bundle draws, beside the checkpoint it was made from in torch, side by side in one run.
+
+    python benchmarks/embedded.py [--checkpoint models/stickers-base] [--runs 5] [--json FILE]
+
+Rows: a cold process (`snapfusion generate` from nothing to a file), a warm picture of the bundle, the same picture by the
+same code with torch float32 and torch bfloat16 networks. Medians of `--runs`; all draw the same prompt and seed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import openvino
+import torch
+from numpy.typing import NDArray
+
+from snapfusion.bundle import EMBEDDED, Networks, read_bundle
+from snapfusion.checkpoint import load_checkpoint
+from snapfusion.generate import generate, open_networks
+from snapfusion.runtimes.torch import Network
+from snapfusion.settings import settings_for
+from snapfusion.stages.export.modules import modules
+
+PROMPT, SEED = "a red fox, 3D render", 1
+
+
+class Autocast:
+    """A network that computes in bfloat16 where torch can."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+
+    def __call__(self, **inputs: NDArray[Any]) -> NDArray[np.float32]:
+        module = self.network.module
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            return module(**{name: torch.from_numpy(array) for name, array in inputs.items()}).float().numpy()
+
+
+def timed(draw: Callable[[], object], runs: int) -> list[float]:
+    """Seconds of `runs` calls, after one that does not count."""
+    seconds = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        draw()
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+def cold(steps: int) -> None:
+    """Draw one picture in a new process."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "snapfusion", "generate", PROMPT, "--seed", str(SEED), "--steps", str(steps)]
+        subprocess.run([*command, "--quiet", "--out", f"{folder}/picture.png"], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, default=Path("models/stickers-base"))
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="by default the bundle's own")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+
+    bundle = read_bundle(EMBEDDED)
+    steps = options.steps or bundle.manifest.defaults.steps
+    (settings,) = settings_for(bundle, PROMPT, seed=SEED, steps=steps)
+    networks = {"bundle, warm": open_networks(bundle)}
+    parts = {name: Network(module) for name, module in modules(load_checkpoint(options.checkpoint)).items()}
+    networks["torch bfloat16, warm"] = Networks(**{name: Autocast(network) for name, network in parts.items()})
+    networks["torch float32, warm"] = Networks(**parts)
+
+    rows = [{"name": "bundle, cold process", "all": timed(lambda: cold(steps), options.runs)}]
+    for name, opened in networks.items():
+        rows.append(
+            {"name": name, "all": timed(lambda opened=opened: generate(bundle, opened, settings), options.runs)}
+        )
+    for row in rows:
+        row["seconds"] = median(row["all"])
+    slowest = rows[-1]["seconds"]
+    print(f"{'':24}{'seconds':>10}{'spread':>18}{'times faster':>14}")
+    for row in rows:
+        spread = f"{min(row['all']):.3f}-{max(row['all']):.3f}"
+        print(f"{row['name']:24}{row['seconds']:>10.3f}{spread:>18}{slowest / row['seconds']:>14.1f}")
+    if options.json:
+        protocol = {
+            "prompt": PROMPT,
+            "seed": SEED,
+            "steps": steps,
+            "guidance": settings.guidance,
+            "scheduler": settings.scheduler,
+            "size": bundle.image_size,
+            "runs": options.runs,
+            "bundle": bundle.hash,
+            "cores": os.cpu_count(),
+            "machine": platform.processor() or platform.machine(),
+            "torch": torch.__version__,
+            "openvino": openvino.__version__,
+        }
+        options.json.write_text(json.dumps({"protocol": protocol, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
