@@ -1,0 +1,16 @@
+"""What the formulas ask of a latent: arithmetic, nothing else."""
+
+from typing import Any, Protocol, Self, TypeVar
+
+
+class Array(Protocol):
+    """A NumPy array or a torch tensor: adds, subtracts, multiplies and divides elementwise, with broadcasting."""
+
+    def __add__(self, other: Any, /) -> Self: ...
+    def __sub__(self, other: Any, /) -> Self: ...
+    def __mul__(self, other: Any, /) -> Self: ...
+    def __rmul__(self, other: Any, /) -> Self: ...
+    def __truediv__(self, other: Any, /) -> Self: ...
+
+
+A = TypeVar("A", bound=Array)
