@@ -4,8 +4,8 @@ SnapFusion (section 3) sees Stable Diffusion's UNet as a row of blocks, each of 
 
 removed   A removed block is the identity. So only a block can go whose width is the same before and after it (for an
           up ResNet: before its skip is concatenated).
-copied    A copy stands right behind its original and has a shape of its own: width to width. A copied up ResNet is
-          given its original's skip again.
+copied    A copy stands right behind its original, which must be one that could be removed. A copied up ResNet is given
+          its original's skip again.
 skips     Every down position pushes one skip, whatever leaves it, and every up position pops one, used or not: removing
           a block never changes what the others are given. A down and an up position may give up their skip together.
 levels    The deepest levels may be missing, with the samplers that led there; the others keep their names.
@@ -16,7 +16,7 @@ A block is called what diffusers calls its weights: "up_blocks.1.attentions.2". 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,12 +36,13 @@ class Architecture:
 
     widths: tuple[int, ...]
     down: tuple[tuple[Position, ...], ...]
-    mid: tuple[Position, Position]
+    mid: tuple[Position, ...]
     up: tuple[tuple[Position, ...], ...]
 
     def __post_init__(self) -> None:
-        if not self.widths or any(type(width) is not int or width < 1 for width in self.widths):
-            raise ValueError(f"got widths {self.widths}, expected the channels of each level, such as {SD_WIDTHS}")
+        widths_are_counts = all(type(width) is int and width > 0 for width in self.widths)
+        if not isinstance(self.widths, tuple) or not self.widths or not widths_are_counts:
+            raise ValueError(f"got widths {self.widths}, expected a tuple of channels, one per level, as {SD_WIDTHS}")
         if not 1 <= len(self.down) <= len(self.widths) or len(self.up) != len(self.down):
             expected = f"as many of both, 1 to {len(self.widths)}"
             raise ValueError(f"got {len(self.down)} down levels and {len(self.up)} up levels, expected {expected}")
@@ -134,9 +135,8 @@ class Architecture:
         stages: dict[str, tuple[Position, ...]] = {}
         for slot in self.slots():
             stages[slot.stage] = (*stages.get(slot.stage, ()), changed.get(slot.resnet, slot.position))
-        first, second = stages.pop("mid_block")
-        rows = tuple(stages.values())
-        return replace(self, down=rows[: len(self.down)], mid=(first, second), up=rows[len(self.down) :])
+        mid, rows = stages.pop("mid_block"), tuple(stages.values())
+        return replace(self, down=rows[: len(self.down)], mid=mid, up=rows[len(self.down) :])
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON knows it: lists, dicts and numbers."""
@@ -148,17 +148,12 @@ class Architecture:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Architecture:
+    def from_dict(cls, data: Any) -> Architecture:
         """What `to_dict` wrote. Raises `ValueError` where it is anything else."""
-        if set(data) != {"widths", "down", "mid", "up"} or not all(
-            isinstance(part, list | tuple) for part in data.values()
-        ):
-            raise ValueError(f"got the architecture {data!r}, expected the lists widths, down, mid and up")
-        down, mid, up = (
-            tuple(tuple(Position.from_dict(position) for position in level) for level in levels)
-            for levels in (data["down"], [data["mid"]], data["up"])
-        )
-        return cls(tuple(data["widths"]), down, mid[0], up)
+        if not isinstance(data, Mapping) or set(data) != {"widths", "down", "mid", "up"}:
+            raise ValueError(f"got the architecture {data!r}, expected an object with widths, down, mid and up")
+        down, up = (tuple(map(_positions, _list(data[side]))) for side in ("down", "up"))
+        return cls(tuple(_list(data["widths"])), down, _positions(data["mid"]), up)
 
     @classmethod
     def sd15(cls, widths: tuple[int, ...] = SD_WIDTHS) -> Architecture:
@@ -211,3 +206,13 @@ class Architecture:
         (first, gone, last), *rest = small.up[1:]
         deepest = (first, gone, last) if widths[-2] == widths[-1] else (gone, first, last)
         return replace(small, down=small.down[:-1], up=(deepest, *rest))
+
+
+def _positions(data: Any) -> tuple[Position, ...]:
+    return tuple(map(Position.from_dict, _list(data)))
+
+
+def _list(data: Any) -> Sequence[Any]:
+    if not isinstance(data, list | tuple):
+        raise ValueError(f"got {data!r} in an architecture, expected a list")
+    return data

@@ -35,9 +35,14 @@ class Position:
         return counts if self.skip else {**counts, "skip": False}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Position:
-        if not isinstance(data, Mapping) or not {"resnets", "attentions"} <= set(data) <= {*cls.__match_args__}:
-            raise ValueError(f"got the position {data!r}, expected resnets, attentions and perhaps skip")
+    def from_dict(cls, data: Any) -> Position:
+        """What `to_dict` wrote. Raises `ValueError` where it is anything else."""
+        if not isinstance(data, Mapping) or not {"resnets", "attentions"} <= set(data) <= {
+            "resnets",
+            "attentions",
+            "skip",
+        }:
+            raise ValueError(f"got the position {data!r}, expected an object with resnets, attentions and perhaps skip")
         return cls(**data)
 
 
@@ -61,8 +66,7 @@ class Slot:
     def blocks(self) -> Iterator[Block]:
         """The blocks that are there, in the order in which they run."""
         for copy in range(self.position.resnets):
-            width_in = self.width if copy else self.width_in
-            yield Block(self.stage, "resnet", self.index, copy, self.level, width_in, self.skip_width, self.width)
+            yield Block(self.stage, "resnet", self.index, copy, self.level, self.width_in, self.skip_width, self.width)
         for copy in range(self.position.attentions):
             yield Block(self.stage, "attention", self.index, copy, self.level, self.width, 0, self.width)
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from snapfusion.model.architecture import Architecture
 from snapfusion.model.block import Position
@@ -51,6 +51,8 @@ def elastic_config(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, default in defaults.items():
         if name not in PASSED_ON and name not in READ_HERE and config[name] != default:
             raise ValueError(f"got {name} = {config[name]!r}, expected {default!r} as in Stable Diffusion v1 and v2")
+    if not isinstance(config["cross_attention_dim"], int):
+        raise ValueError(f"got cross_attention_dim = {config['cross_attention_dim']!r}, expected one number")
     # attention_head_dim is the number of heads: diffusers keeps a name that was wrong from the start.
     heads = config["num_attention_heads"] or config["attention_head_dim"]
     passed_on = {name: config[name] for name in PASSED_ON}

@@ -7,11 +7,10 @@ was removed has no weights and leaves nothing in an exported graph; one that is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal, Self, cast
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.downsampling import Downsample2D
@@ -19,82 +18,42 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from snapfusion.model.architecture import Architecture
-from snapfusion.model.block import Block, Kind
+from snapfusion.model.block import Block
 from snapfusion.model.diffusers_config import elastic_config
+from snapfusion.model.level import Level, make_identity
 
-NORM_EPS = 1e-5
+NORM_EPS = 1e-5  # Stable Diffusion's; diffusers' ResNets alone would take 1e-6
 BLOCK_NAME = re.compile(r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(resnets|attentions)\.\d+(\.copies\.\d+)?")
 
 
-class Level(nn.Module):
-    """The blocks of one stage of the UNet. They are keyed by position; where a block was removed there is no key."""
-
-    _gradient_checkpointing_func: Callable[..., Tensor]  # this and the flag are set by enable_gradient_checkpointing
-
-    def __init__(self, stage: str, blocks: Iterable[Block], build: Callable[[Block], nn.Module]) -> None:
-        super().__init__()
-        self.stage = stage
-        self.gradient_checkpointing = False
-        self.attentions, self.resnets = nn.ModuleDict(), nn.ModuleDict()
-        self.downsamplers, self.upsamplers = nn.ModuleList(), nn.ModuleList()
-        for block in blocks:
-            siblings = self.resnets if block.kind == "resnet" else self.attentions
-            if block.copy == 0:
-                siblings[str(block.index)] = build(block)
-            else:  # a child of its original, hence its name
-                original = siblings[str(block.index)]
-                original.copies = nn.ModuleList([*getattr(original, "copies", []), build(block)])
-
-    def forward(
-        self, index: int, hidden: Tensor, skip: Tensor | None, time: Tensor, embedding: Tensor, off: Collection[str]
-    ) -> Tensor:
-        """Send `hidden` [B, C, H, W] through the blocks of one position, but not those named in `off`."""
-        for name, resnet in self._blocks("resnet", index):
-            if name not in off:
-                block_in = hidden if skip is None else torch.cat([hidden, skip], dim=1)
-                if self.gradient_checkpointing and torch.is_grad_enabled():
-                    hidden = self._gradient_checkpointing_func(resnet, block_in, time)
-                else:
-                    hidden = resnet(block_in, time)
-        for name, attention in self._blocks("attention", index):
-            if name not in off:
-                hidden = attention(hidden, encoder_hidden_states=embedding, return_dict=False)[0]
-        return hidden
-
-    def _blocks(self, kind: Kind, index: int) -> Iterator[tuple[str, nn.Module]]:
-        siblings, name = (self.resnets if kind == "resnet" else self.attentions), f"{self.stage}.{kind}s.{index}"
-        if str(index) in siblings:
-            original = siblings[str(index)]
-            yield name, original
-            for number, copy in enumerate(getattr(original, "copies", [])):
-                yield f"{name}.copies.{number}", copy
-
-
 class ElasticUNet(ModelMixin, AttentionMixin, ConfigMixin):
-    """A Stable Diffusion UNet of any architecture; loads, saves and runs in pipelines as diffusers' own does.
+    """A Stable Diffusion UNet of any architecture; it loads, saves and runs in pipelines as diffusers' own does.
 
-    `num_attention_heads` counts heads, for all levels or per level (Stable Diffusion's own config calls this number
-    attention_head_dim); the other fields mean what they mean in `UNet2DConditionModel`. The defaults are those of
-    Stable Diffusion v1.5. config.json holds the architecture as JSON.
+    `num_attention_heads` counts heads, for all levels or per level (Stable Diffusion's config calls this number
+    attention_head_dim); the other arguments mean what they mean in `UNet2DConditionModel`. The defaults are Stable
+    Diffusion v1.5's. config.json holds the architecture as JSON.
 
-    Training on CPU in bf16: `unet.set_attn_processor(AttnProcessor())` of diffusers takes plain matrix products, whose
-    backward pass is faster there than that of fused attention.
+    For training in bf16 on a CPU call `unet.set_attn_processor(AttnProcessor())` with diffusers' class: the backward
+    pass of plain matrix products is faster there than that of fused attention.
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ("BasicTransformerBlock", "ResnetBlock2D")
-    _skip_layerwise_casting_patterns = ("norm",)
-    _repeated_blocks = ("BasicTransformerBlock",)
+    _no_split_modules = ["BasicTransformerBlock", "ResnetBlock2D"]  # noqa: RUF012 (diffusers reads a list)
+    _skip_layerwise_casting_patterns = ["norm"]  # noqa: RUF012
+    _repeated_blocks = ["BasicTransformerBlock"]  # noqa: RUF012
+
+    mid_block: Level
 
     @register_to_config
     def __init__(
         self,
         architecture: Architecture | Mapping[str, Any],
+        *,
         sample_size: int | None = 64,
         in_channels: int = 4,
         out_channels: int = 4,
@@ -108,7 +67,8 @@ class ElasticUNet(ModelMixin, AttentionMixin, ConfigMixin):
         super().__init__()
         if not isinstance(architecture, Architecture):
             architecture = Architecture.from_dict(architecture)
-        self.register_to_config(architecture=architecture.to_dict())
+        # diffusers takes what was passed by position for a default, and from_config forgets defaults: there are none.
+        self.register_to_config(architecture=architecture.to_dict(), _use_default_values=[])
         self.architecture = architecture
         self.heads = _heads_per_level(num_attention_heads, architecture.widths)
         blocks, width, depth = architecture.blocks(), architecture.widths[0], len(architecture.down)
@@ -119,7 +79,7 @@ class ElasticUNet(ModelMixin, AttentionMixin, ConfigMixin):
         self.time_embedding = TimestepEmbedding(width, 4 * width, cond_proj_dim=time_cond_proj_dim)
         self.down_blocks, self.up_blocks = nn.ModuleDict(), nn.ModuleDict()
         for stage, slot in {slot.stage: slot for slot in architecture.slots()}.items():
-            level = Level(stage, [block for block in blocks if block.stage == stage], self._build)
+            level = Level(stage, (block for block in blocks if block.stage == stage), self._build)
             side, _, number = stage.partition(".")
             if side == "mid_block":
                 self.mid_block = level
@@ -136,24 +96,28 @@ class ElasticUNet(ModelMixin, AttentionMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(width, out_channels, kernel_size=3, padding=1)
 
     def _build(self, block: Block) -> nn.Module:
-        config = self.config
+        groups = self.config["norm_num_groups"]
         if block.kind == "resnet":
             return ResnetBlock2D(
                 in_channels=block.width_in + block.skip_width,
                 out_channels=block.width,
                 temb_channels=4 * self.architecture.widths[0],
-                groups=config.norm_num_groups,
+                groups=groups,
                 eps=NORM_EPS,
             )
         heads = self.heads[-1 if block.stage == "mid_block" else block.level]
+        if block.width % heads:
+            raise ValueError(
+                f"got {heads} attention heads in {block.name}, expected a divisor of its width {block.width}"
+            )
         return Transformer2DModel(
             heads,
             block.width // heads,
             in_channels=block.width,
-            norm_num_groups=config.norm_num_groups,
-            cross_attention_dim=config.cross_attention_dim,
-            use_linear_projection=config.use_linear_projection,
-            upcast_attention=config.upcast_attention,
+            norm_num_groups=groups,
+            cross_attention_dim=self.config["cross_attention_dim"],
+            use_linear_projection=self.config["use_linear_projection"],
+            upcast_attention=self.config["upcast_attention"],
         )
 
     def forward(
@@ -174,68 +138,72 @@ class ElasticUNet(ModelMixin, AttentionMixin, ConfigMixin):
             sample: the noisy latent [B, in_channels, H, W].
             timestep: the checkpoint's step, one number or [B].
             encoder_hidden_states: the prompts' embedding [B, L, cross_attention_dim].
-            off: names of blocks to replace by the identity in this call (Eq. 5). The function is that of
-                `self.without(*off)`. Under DDP their weights get no gradient: `find_unused_parameters=True`.
-            timestep_cond: an embedding that is added to the time's, [B, time_cond_proj_dim].
+            off: names of blocks that the identity replaces in this call (Eq. 5), out of `self.removable`: the function
+                is then that of `self.without(*off)`. Under DDP this needs `find_unused_parameters=True`.
+            timestep_cond: an embedding that is added to the time's [B, time_cond_proj_dim].
             cross_attention_kwargs, added_cond_kwargs: pipelines pass them; only None is understood.
-            return_dict: whether to return an object with `sample` or a tuple.
+            return_dict: whether to return an object with `sample`, or a tuple.
 
         Returns:
             The prediction [B, out_channels, H, W].
         """
-        if not self.removable.issuperset(off):
-            raise ValueError(f"got {sorted(set(off) - self.removable)} to switch off, expected names in unet.removable")
+        off = frozenset(off)
+        if not off <= self.removable:
+            raise ValueError(f"got {sorted(off - self.removable)} to switch off, expected names out of unet.removable")
         if cross_attention_kwargs or added_cond_kwargs:
             raise ValueError(
-                "got cross_attention_kwargs or added_cond_kwargs, expected none; merge adapters beforehand"
+                "got cross_attention_kwargs or added_cond_kwargs, expected none: merge adapters beforehand"
             )
-        timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
-        time = self.time_embedding(self.time_proj(timestep).to(sample.dtype), timestep_cond)
-        rest = (time, encoder_hidden_states, frozenset(off))
+        steps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+        time = self.time_embedding(self.time_proj(steps).to(sample.dtype), timestep_cond)
+        given = (time, encoder_hidden_states, off)
         # Where a side cannot be halved evenly on the way down, the way up has to be told the size.
         even = all(side % 2 ** (len(self.down_blocks) - 1) == 0 for side in sample.shape[-2:])
 
         hidden = self.conv_in(sample)
         skips = [hidden]
-        for level, positions in zip(self.down_blocks.values(), self.architecture.down, strict=True):
+        for level, positions in zip(_levels(self.down_blocks), self.architecture.down, strict=True):
             for index, position in enumerate(positions):
-                hidden = level(index, hidden, None, *rest)
+                hidden = level(index, hidden, None, *given)
                 if position.skip:
                     skips.append(hidden)
             for downsampler in level.downsamplers:
                 hidden = downsampler(hidden)
                 skips.append(hidden)
-        for index in range(len(self.architecture.mid)):
-            hidden = self.mid_block(index, hidden, None, *rest)
-        for level, positions in zip(self.up_blocks.values(), self.architecture.up, strict=True):
+        for index, _ in enumerate(self.architecture.mid):
+            hidden = self.mid_block(index, hidden, None, *given)
+        for level, positions in zip(_levels(self.up_blocks), self.architecture.up, strict=True):
             for index, position in enumerate(positions):
-                hidden = level(index, hidden, skips.pop() if position.skip else None, *rest)
+                hidden = level(index, hidden, skips.pop() if position.skip else None, *given)
             for upsampler in level.upsamplers:
                 hidden = upsampler(hidden, None if even else skips[-1].shape[-2:])
         prediction = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
 
     def evolve(self, architecture: Architecture, start: Literal["identity", "same"] = "identity") -> Self:
-        """The network of another architecture with a copy of this one's weights.
+        """The network of another architecture, with a copy of this one's weights.
 
-        `start` is how copies begin that are not here yet: as the identity (their last projection zero), which leaves the
-        function as it is, or with their original's weights. Raises `ValueError` for blocks that cannot be had from here.
+        `start` is how blocks begin that are copied now: as the identity (last projection zero), which leaves the
+        function as it is, or with the weights of their original. Raises `ValueError` for blocks that are not here.
         """
         here = {block.name for block in self.architecture.blocks()}
         origins = {block.name: block.name if block.name in here else block.original for block in architecture.blocks()}
         missing = sorted(set(origins.values()) - here)
         if missing or architecture.widths != self.architecture.widths:
-            raise ValueError(f"got an architecture with other widths or with {missing}, expected blocks that are here")
+            raise ValueError(
+                f"got an architecture of widths {architecture.widths} with {missing} that this network does not have, "
+                f"expected widths {self.architecture.widths}, this network's blocks and copies of them"
+            )
         evolved = self._rebuild(architecture, origins)
         if start == "identity":
             for name in origins.keys() - here:
-                _make_identity(evolved.get_submodule(name))
+                make_identity(evolved.get_submodule(name))
         return evolved
 
     def without(self, *names: str) -> Self:
-        """The smaller network that remains when blocks go for good, with a copy of the other weights.
+        """The network that remains when blocks go for good, with a copy of its weights.
 
-        Behind an original that goes, its first copy takes over its name, with its own weights.
+        Behind an original that goes, its first copy takes over its place and its name.
         """
         smaller = self.architecture.without(*names)
         kept: dict[str, list[str]] = {}
@@ -247,40 +215,37 @@ class ElasticUNet(ModelMixin, AttentionMixin, ConfigMixin):
     def _rebuild(self, architecture: Architecture, origins: Mapping[str, str]) -> Self:
         """The network of `architecture`, each of its blocks with the weights of the block here that `origins` names."""
         with torch.device("meta"):
-            rebuilt = type(self).from_config({**self.config, "architecture": architecture.to_dict()})
+            rebuilt = self.from_config({**self.config, "architecture": architecture.to_dict()})
         weights = self.state_dict()
-        names = {key: BLOCK_NAME.sub(lambda match: origins[match[0]], key) for key in rebuilt.state_dict()}
-        rebuilt.load_state_dict({key: weights[name].clone() for key, name in names.items()}, assign=True)
-        return rebuilt.train(self.training)
+        names = {name: BLOCK_NAME.sub(lambda match: origins[match[0]], name) for name in rebuilt.state_dict()}
+        return rebuilt._fill({name: weights[origin] for name, origin in names.items()}).train(self.training)
+
+    def _fill(self, weights: Mapping[str, Tensor]) -> Self:
+        """Take copies of weights, in their own dtype, to where there are none yet."""
+        self.load_state_dict({name: weight.clone() for name, weight in weights.items()}, assign=True)
+        return self
 
     @classmethod
     def from_unet(cls, unet: UNet2DConditionModel) -> Self:
-        """diffusers' UNet with a copy of its weights. Raises `ValueError` for one that is not Stable Diffusion's kind."""
+        """diffusers' UNet, with a copy of its weights. Raises `ValueError` where it is not Stable Diffusion's kind."""
         with torch.device("meta"):
             elastic = cls.from_config(unet.config)
-        elastic.load_state_dict({name: weight.clone() for name, weight in unet.state_dict().items()}, assign=True)
-        return elastic.train(unet.training)
+        return elastic._fill(unet.state_dict()).train(unet.training)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """As in diffusers. `config` is an ElasticUNet's or a UNet2DConditionModel's config.json."""
-        config = config if "architecture" in config else elastic_config(config)
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """As diffusers' own. The config may be an ElasticUNet's or a `UNet2DConditionModel`'s."""
+        if isinstance(config, dict) and "architecture" not in config:
+            config = elastic_config(config)
         return super().from_config(config, return_unused_kwargs, **kwargs)
+
+
+def _levels(blocks: nn.ModuleDict) -> Iterable[Level]:
+    return cast("Iterable[Level]", blocks.values())
 
 
 def _heads_per_level(heads: int | Sequence[int], widths: tuple[int, ...]) -> tuple[int, ...]:
     counts = (heads,) * len(widths) if isinstance(heads, int) else tuple(heads)
-    if len(counts) != len(widths) or any(width % count for count, width in zip(counts, widths, strict=True)):
-        raise ValueError(f"got num_attention_heads {heads}, expected one number or one per level that divides {widths}")
+    if len(counts) != len(widths) or min(counts) < 1:
+        raise ValueError(f"got num_attention_heads {heads}, expected one number, or one for each of widths {widths}")
     return counts
-
-
-@torch.no_grad()
-def _make_identity(block: nn.Module) -> None:
-    """Zero a block's last projection, so that it adds nothing to its input; in an up ResNet, let the skip not pass."""
-    last = block.proj_out if isinstance(block, Transformer2DModel) else block.conv2
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    if isinstance(block, ResnetBlock2D) and block.conv_shortcut is not None:
-        nn.init.dirac_(block.conv_shortcut.weight)  # the first of its inputs are the hidden state
-        nn.init.zeros_(block.conv_shortcut.bias)
