@@ -2,7 +2,7 @@
 
     python benchmarks/embedded.py [--checkpoint models/stickers-base] [--runs 5] [--json FILE]
 
-Rows: a cold process (`snapfusion generate` from nothing to a file), a warm picture of the bundle, the same picture by the
+Rows: a cold process (`snapfusion generate` from nothing to a file), a warm picture of the bundle, that picture by the
 same code with torch float32 and torch bfloat16 networks. Medians of `--runs`; all draw the same prompt and seed.
 """
 

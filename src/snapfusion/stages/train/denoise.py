@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from snapfusion.diffusion.schedule import Schedule, add_noise, velocity
@@ -90,13 +89,5 @@ def min_snr_weight(schedule: Schedule, t: np.ndarray, gamma: float = 5.0) -> Ten
 
 def denoising_loss(unet: nn.Module, batch: Batch) -> Tensor:
     """Weighted mean of ||v_hat - v||^2 over the batch."""
-    latent = batch.latent.contiguous(memory_format=torch.channels_last)
-    prediction = unet(latent, batch.t, batch.embedding).sample.float()
+    prediction = unet(batch.latent, batch.t, batch.embedding).sample.float()
     return (batch.weight * (prediction - batch.target).square().mean(dim=(1, 2, 3))).mean()
-
-
-def for_cpu_training(unet: ElasticUNet) -> ElasticUNet:
-    """Plain matrix products for attention and channels_last: what trains fastest in bf16 on a CPU."""
-    unet.set_attn_processor(AttnProcessor())
-    unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return unet

@@ -84,7 +84,8 @@ def encode_images(images: NDArray[np.uint8], vae: PatchAutoencoderKL) -> Tensor:
     latents = []
     for start in trange(0, len(images), BATCH, desc="latents", disable=None):
         image = torch.from_numpy(images[start : start + BATCH].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
-        latents.append(vae.encode(image).latent_dist.mean)
+        with torch.autocast("cpu", torch.bfloat16):
+            latents.append(vae.encode(image).latent_dist.mean.float())
     return torch.cat(latents).contiguous()
 
 

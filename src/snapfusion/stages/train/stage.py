@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
 from snapfusion.checkpoint import (
@@ -33,7 +34,7 @@ from snapfusion.metrics.lpips import load_lpips
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.model.unet import ElasticUNet
 from snapfusion.stages.train.autoencoder import Reconstruct, draw_crops, sticker_autoencoder
-from snapfusion.stages.train.denoise import denoising_loss, draw_batch, for_cpu_training, sticker_schedule, sticker_unet
+from snapfusion.stages.train.denoise import denoising_loss, draw_batch, sticker_schedule, sticker_unet
 from snapfusion.stages.train.latents import Cache, encode_images, encode_prompts, load_or_build
 from snapfusion.stages.train.sheet import PROMPTS, decode, fixed_noise, held_out_loss, sample_latents, tile
 
@@ -48,7 +49,7 @@ class Config:
     """Pictures of the UNet. The autoencoder always sees all of `train`."""
     images: int = 1_400_000
     """Pictures the UNet sees in all."""
-    batch: int = 48
+    batch: int = 64
     lr: float = 7e-4
     warmup: int = 300
     """Steps over which the learning rate rises."""
@@ -215,7 +216,9 @@ def train_autoencoder(config: Config, train: list[Pair], data: Path, out: Path) 
 def train_unet(config: Config, unet: ElasticUNet, cache: Cache, folder: Path, watch: "Watch") -> Fit:
     """Train the UNet on cached latents; see `fit`."""
     schedule, steps = sticker_schedule(), config.images // config.batch
-    for_cpu_training(unet).train()
+    # The fused attention's backward pass is slow in bf16 on a CPU, as are channels_last group norms: see docs/log.md.
+    unet.set_attn_processor(AttnProcessor())
+    unet.train()
 
     def loss(prepared: nn.Module, step: int) -> torch.Tensor:
         batch = draw_batch(cache, schedule, config.batch, config.dropout, config.seed, step, config.recoloured)
