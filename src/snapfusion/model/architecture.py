@@ -164,7 +164,7 @@ class Architecture:
 
     @classmethod
     def without_top_attention(cls, widths: tuple[int, ...] = SD_WIDTHS) -> Architecture:
-        """No attention where the latent is largest and attention dearest: the paper's first cut, alone."""
+        """No attention where the latent is largest and attention dearest, as in Table 3, and nothing else changed."""
         sd15 = cls.sd15(widths)
         return sd15.without(*(block.name for block in sd15.blocks() if block.level == 0 and block.kind == "attention"))
 
