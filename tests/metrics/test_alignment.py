@@ -76,7 +76,7 @@ def test_gallery_holds_the_own_prompt_and_499_others() -> None:
     sentences[GALLERY - 1 :] = [1, 0, 0]  # would beat the own prompt
     gallery = Gallery(tuple(f"c{row}" for row in range(600)), {"flat": sentences})
     image = np.array([[1, 0.5, 0]], dtype=np.float32)
-    own = np.array([[1, 0.4, 0]], dtype=np.float32)
+    own = np.array([[1, 0, 1]], dtype=np.float32)
     verdict = judge_images(judge_that_only_compares(), image, own, [Subject("", "elsewhere", "flat")], gallery)
     assert verdict.rank.tolist() == [0]
     # Where the own concept is among the first, one more stranger takes its place.

@@ -37,8 +37,8 @@ def small_backbone(device: str, cache: Path | None) -> Backbone:
 def pair_of(thing: str, variant: int, style: str) -> Pair:
     return Pair(
         key=f"{thing}{variant}_{style}", code=f"{thing}{variant}", label=f"{thing} number {variant}", tags=(),
-        base=thing, style=style, family=style, colour=None, core=variant < 4, split="cells" if variant == 3 else "train",
-        source="made up", licence="CC0-1.0", shard="shards/0.tar",
+        base=thing, style=style, family=style, colour=None, core=variant < 4,
+        split="cells" if variant == 3 else "train", source="made up", licence="CC0-1.0", shard="shards/0.tar",
     )  # fmt: skip
 
 
@@ -178,6 +178,15 @@ def test_the_result_says_what_was_measured(data: Path, tmp_path: Path) -> None:
     assert len(lines) == 1 + sum(1 + len(figures) for figures in result.figures.values())
     kept = sorted(file.name for file in (tmp_path / "out" / "pictures" / "guidance-3").iterdir())
     assert len(kept) == 24 + 72
+
+
+def test_the_nearest_training_picture_of_every_held_out_one_is_told(data: Path, tmp_path: Path) -> None:
+    evaluate(replace(CONFIG, protocols=("cells",)), model(Copier(data)), data, tmp_path / "out", tmp_path / "cache")
+    neighbours = json.loads((tmp_path / "out" / "neighbours.json").read_text())
+    things = {pair.key: pair.base for pair in load_index(data, core=True)}
+    assert set(neighbours) == {pair.key for pair in load_index(data, core=True) if pair.split != "train"}
+    assert np.mean([things[key] == things[near] for key, (near, _) in neighbours.items()]) > 0.9
+    assert all(0.5 < cosine < 1 for _, cosine in neighbours.values())
 
 
 def test_prompts_are_chosen_without_replacement_and_for_ever(data: Path) -> None:

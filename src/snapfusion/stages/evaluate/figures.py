@@ -56,6 +56,13 @@ def measure(
     }
 
 
+def neighbours(bench: Bench, pairs: Sequence[Pair], train: Sequence[Pair]) -> dict[str, tuple[str, float]]:
+    """For the real picture of each pair the nearest training picture and the cosine to it: how unseen is it really?"""
+    rows, cosines = nearest(bench.real(pairs), bench.real(train))
+    near = zip(pairs, rows, cosines, strict=True)
+    return {pair.key: (train[row].key, round(float(cosine), 4)) for pair, row, cosine in near}
+
+
 def distances(protocol: Protocol, vectors: Vectors, real: Vectors, reference: Sequence[Pair]) -> dict[str, Figure]:
     """KID and, where the protocol has it, FID; beside them the floor: half of the real pictures against the rest."""
     sizes = f"{len(vectors)} drawn against {len(real)} real {protocol.split}; {INCEPTION}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from snapfusion.bundle import MANIFEST
 from snapfusion.checkpoint import Checkpoint, load_checkpoint
@@ -55,7 +56,8 @@ def open_model(folder: Path, steps: int, batch: int = 8, device: str = "cpu") ->
 
 
 def _draw_batches(checkpoint: Checkpoint, steps: int, batch: int, device: str) -> Draw:
-    for network in (checkpoint.text_encoder, checkpoint.unet, checkpoint.vae):
+    networks: list[nn.Module] = [checkpoint.text_encoder, checkpoint.unet, checkpoint.vae]
+    for network in networks:
         network.to(device).eval()
 
     @torch.inference_mode()

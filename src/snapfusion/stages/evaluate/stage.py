@@ -14,7 +14,7 @@ from snapfusion.metrics.alignment import alignment
 from snapfusion.metrics.features import Vectors, VectorStore, image_vectors
 from snapfusion.metrics.weights import default_cache
 from snapfusion.stages.evaluate.bench import BATCH, Bench, open_bench
-from snapfusion.stages.evaluate.figures import Figure, measure
+from snapfusion.stages.evaluate.figures import Figure, measure, neighbours
 from snapfusion.stages.evaluate.model import Model, open_model
 from snapfusion.stages.evaluate.pictures import draw_pictures
 from snapfusion.stages.evaluate.protocol import PROTOCOLS, Protocol, chosen
@@ -68,7 +68,9 @@ class Result:
 
 
 def run(config: Config, model: Path, data: Path, out: Path, cache: Path | None = None) -> Result:
-    """Evaluate the bundle or checkpoint in folder `model` on the sticker set in `data`; the pictures stay in `out`.
+    """Evaluate the bundle or checkpoint in folder `model` on the sticker set in `data`.
+
+    Writes `result.json`, `neighbours.json` (nearest training picture of every held-out one) and `pictures/`.
 
     A finished evaluation of the same is only read; one that was stopped goes on with the pictures it has drawn. `cache`
     holds the feature networks and the vectors of real pictures (see `snapfusion.metrics.weights`).
@@ -103,6 +105,9 @@ def evaluate(config: Config, model: Model, data: Path, out: Path, cache: Path | 
         guidance = float(max(choice, key=lambda name: choice[name]))
     bench = open_bench(judge_b, data, pairs, store, config.device, cache)
     figures = {name: follow(PROTOCOLS[name], model, bench, wanted, guidance, work) for name in config.protocols}
+    held_out = [pair for pair in wanted if pair.split != "train"]
+    train = [pair for pair in wanted if pair.split == "train"]
+    write_json(work / "neighbours.json", neighbours(bench, held_out, train))
     result = Result(model.name, model.sha256, model.engine, model.steps, guidance, choice, figures)
     write_json(work / RESULT, {"source": source, **asdict(result)})
     (work / SOURCE).unlink()
