@@ -63,20 +63,24 @@ def draw_batch(
     if copies:
         rows = np.where(draw.random(batch) < recoloured, originals + draw.integers(copies, size=batch), rows)
     variants = draw.integers(cache.captions.shape[1], size=batch)
-    sentences = np.where(draw.random(batch) < dropout, 0, cache.captions.numpy()[rows, variants])
-    mirror = torch.from_numpy(draw.random(batch) < 0.5)[:, None, None, None]
-    x = torch.where(mirror, cache.mirrored[rows], cache.latents[rows]).float()
-    noise = torch.from_numpy(draw.standard_normal(x.shape, dtype=np.float32))
+    mirror, dropped = draw.random(batch) < 0.5, draw.random(batch) < dropout
     t = ((np.arange(batch) + draw.random(batch)) / batch * schedule.num_train_timesteps).astype(np.int64)
-    alpha, sigma = (
-        torch.from_numpy(level[t]).float()[:, None, None, None] for level in (schedule.alphas, schedule.sigmas)
-    )
+    noise_seed = int(draw.integers(2**62))
+
+    device = cache.latents.device
+    places, flips = torch.from_numpy(rows).to(device), torch.from_numpy(mirror).to(device)
+    sentences = cache.captions[places, torch.from_numpy(variants).to(device)]
+    sentences = sentences.masked_fill(torch.from_numpy(dropped).to(device), 0)
+    x = torch.where(flips[:, None, None, None], cache.mirrored[places], cache.latents[places]).float()
+    noise = torch.randn(x.shape, generator=torch.Generator(device).manual_seed(noise_seed), device=device)
+    levels = (torch.from_numpy(level[t]).float().to(device) for level in (schedule.alphas, schedule.sigmas))
+    alpha, sigma = (level[:, None, None, None] for level in levels)
     return Batch(
         latent=add_noise(x, noise, alpha, sigma),
-        t=torch.from_numpy(t),
-        embedding=cache.embeddings[torch.from_numpy(sentences)].float(),
+        t=torch.from_numpy(t).to(device),
+        embedding=cache.embeddings[sentences].float(),
         target=velocity(x, noise, alpha, sigma),
-        weight=min_snr_weight(schedule, t),
+        weight=min_snr_weight(schedule, t).to(device),
     )
 
 

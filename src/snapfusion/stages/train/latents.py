@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,10 @@ class Cache:
     captions: Tensor  # [N, K] int64, rows of `embeddings`
     embeddings: Tensor  # [M, L, D] float16; row 0 is the empty prompt's
     recoloured: Tensor  # [N] bool, copies with a turned hue
+
+    def to(self, device: torch.device) -> "Cache":
+        """The same on another device, where batches are then drawn."""
+        return Cache(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 def train_rows(
@@ -84,8 +88,8 @@ def encode_images(images: NDArray[np.uint8], vae: PatchAutoencoderKL) -> Tensor:
     latents = []
     for start in trange(0, len(images), BATCH, desc="latents", disable=None):
         image = torch.from_numpy(images[start : start + BATCH].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.autocast("cpu", torch.bfloat16):
-            latents.append(vae.encode(image).latent_dist.mean.float())
+        with torch.autocast(vae.device.type, torch.bfloat16):
+            latents.append(vae.encode(image.to(vae.device)).latent_dist.mean.float().cpu())
     return torch.cat(latents).contiguous()
 
 
@@ -95,8 +99,9 @@ def encode_prompts(prompts: list[str], text_encoder: TextEncoder, tokenizer: Tok
     embeddings = []
     for start in trange(0, len(prompts), 4 * BATCH, desc="captions", disable=None):
         tokens, _ = tokenize(tokenizer, prompts[start : start + 4 * BATCH], length)
-        with torch.autocast("cpu", torch.bfloat16):
-            embeddings.append(text_encoder(torch.from_numpy(tokens)).half())
+        with torch.autocast(text_encoder.model.device.type, torch.bfloat16):
+            embedding = text_encoder(torch.from_numpy(tokens).to(text_encoder.model.device))
+        embeddings.append(embedding.half().cpu())
     return torch.cat(embeddings)
 
 
@@ -104,7 +109,7 @@ def fingerprint(pairs: list[Pair], vae: PatchAutoencoderKL, variants: int, seed:
     """What a cache depends on, as one hash: rows, autoencoder, captions."""
     digest = hashlib.sha256(json.dumps([asdict(pair) for pair in pairs] + [variants, seed]).encode())
     for name, value in sorted(vae.state_dict().items()):
-        digest.update(name.encode() + value.numpy().tobytes())
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

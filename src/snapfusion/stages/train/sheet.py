@@ -34,7 +34,7 @@ def sample_latents(
     both = torch.cat([empty.expand_as(embedding), embedding])
 
     def predict(latent: Tensor, t: int) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(latent.device.type, torch.bfloat16):
             uncond, cond = unet(torch.cat([latent, latent]), torch.tensor(t), both).sample.float().chunk(2)
         return guide(cond, uncond, guidance)
 
@@ -51,7 +51,7 @@ def fixed_noise(shape: Sequence[int], count: int) -> Tensor:
 def decode(vae: PatchAutoencoderKL, latent: Tensor) -> np.ndarray:
     """Scaled latents `[B, C, h, w]` to pictures, uint8 `[B, H, W, 3]`."""
     image = vae.decode(latent / vae.config["scaling_factor"]).sample
-    return ((image / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return ((image / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def tile(images: np.ndarray, columns: int, side: int = 128) -> Image.Image:
@@ -70,6 +70,6 @@ def held_out_loss(unet: nn.Module, cache: Cache, schedule: Schedule, batches: in
     total = 0.0
     for index in range(batches):
         drawn = draw_batch(cache, schedule, batch, dropout=0.0, seed=0, step=index, recoloured=0.0)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(cache.latents.device.type, torch.bfloat16):
             total += denoising_loss(unet, drawn).item()
     return total / batches

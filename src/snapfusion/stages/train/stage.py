@@ -49,8 +49,8 @@ class Config:
     """Pictures of the UNet. The autoencoder always sees all of `train`."""
     images: int = 1_400_000
     """Pictures the UNet sees in all."""
-    batch: int = 64
-    lr: float = 7e-4
+    batch: int = 32
+    lr: float = 5e-4
     warmup: int = 300
     """Steps over which the learning rate rises."""
     decay: float = 0.1
@@ -118,9 +118,10 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
             f"got {data} with {len(train)} pictures to train on and {len(cells)} held out, expected some of each"
         )
     vae = load_vae(init) if init is not None else train_autoencoder(config, train, data, out)
-    vae.requires_grad_(False).eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vae.requires_grad_(False).eval().to(device)  # pyright: ignore[reportArgumentType]
     text_encoder, tokenizer = minilm_text_encoder()
-    text = (text_encoder.eval(), tokenizer, config.length)
+    text = (text_encoder.eval().to(device), tokenizer, config.length)
     kept = [pair for pair in train if pair.core or config.subset == "full"]
     cache = load_or_build(out / "cache" / "train.safetensors", data, kept, vae, text, config.variants, config.seed)
     held_out = load_or_build(out / "cache" / "cells.safetensors", data, cells, vae, text, 1, config.seed, augment=False)
@@ -134,7 +135,9 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
         else seeded(config.seed, lambda: sticker_unet(vae.config["latent_channels"], text_encoder.width))
     )
     schedule = sticker_schedule()
-    watch = Watch(out / "unet", config, cache, held_out, vae, encode_prompts(list(PROMPTS), *text))
+    unet.to(device)  # pyright: ignore[reportArgumentType]
+    cache, held_out = cache.to(device), held_out.to(device)
+    watch = Watch(out / "unet", config, cache, held_out, vae, encode_prompts(list(PROMPTS), *text).to(device))
     fitted = train_unet(config, unet, cache, out / "unet", watch)
     best = watch.restore(unet)
     save_checkpoint(
@@ -183,13 +186,14 @@ def train_autoencoder(config: Config, train: list[Pair], data: Path, out: Path) 
     model = seeded(
         config.seed, lambda: Reconstruct(sticker_autoencoder(images.shape[1]), config.kl_weight, config.lpips_weight)
     )
-    model.to(memory_format=torch.channels_last)
-    lpips = load_lpips(levels=3).to(memory_format=torch.channels_last)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    lpips = load_lpips(levels=3).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     steps = config.autoencoder_images // config.autoencoder_batch
 
     def loss(prepared: nn.Module, step: int) -> torch.Tensor:
         image = draw_crops(images, config.seed, step, config.autoencoder_batch, images.shape[1])
-        return prepared(image.contiguous(memory_format=torch.channels_last), lpips, step)
+        return prepared(image.to(device), lpips, step)
 
     fitted = fit(
         model,
@@ -257,7 +261,7 @@ class Watch:
         self.folder, self.config, self.vae = folder, config, vae
         self.held_out, self.schedule = held_out, sticker_schedule()
         self.empty, self.embedding = cache.embeddings[:1].float(), embedding.float()
-        self.noise = fixed_noise(cache.latents.shape[1:], len(PROMPTS))
+        self.noise = fixed_noise(cache.latents.shape[1:], len(PROMPTS)).to(embedding.device)
         self.history = folder / "history.jsonl"
 
     def __call__(self, step: int, unet: nn.Module) -> bool:
