@@ -22,7 +22,15 @@ from snapfusion.stages.train.stage import Config, Result, run
 from tiny_stickers import tiny_packages
 
 CONFIG = Config(
-    images=24, batch=4, warmup=2, autoencoder_images=16, autoencoder_batch=4, observe_steps=3, length=16, variants=3
+    images=24,
+    batch=4,
+    lr=7e-4,
+    warmup=2,
+    autoencoder_images=16,
+    autoencoder_batch=4,
+    observe_steps=3,
+    length=16,
+    variants=3,
 )
 
 
