@@ -44,3 +44,12 @@ def edit_json() -> Callable[..., None]:
         file.write_text(json.dumps({k: v for k, v in value.items() if v is not None}))
 
     return edit
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder: the bundle of `tiny_checkpoint`, drawing 3 steps with guidance 2. Do not write to it."""
+    from snapfusion.stages.export import stage
+
+    config = stage.Config(name="tiny", steps=3, guidance=2.0, prompts=("a red fox", "a blue whale, flat"))
+    return stage.run(config, tiny_checkpoint, tmp_path_factory.mktemp("tiny_bundle") / "bundle").bundle

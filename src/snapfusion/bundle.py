@@ -105,7 +105,7 @@ class Bundle:
     """Pixels of a side."""
     scaling_factor: float
 
-    def open(self, part: Part, batch: int, *, threads: int | None = None) -> Network:
+    def open(self, part: Part, batch: int, threads: int | None = None) -> Network:
         """Bring one network into memory, made ready for `batch` rows."""
         return _runtime(self.manifest.runtime).open(self.folder / part, batch, threads)
 

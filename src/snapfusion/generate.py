@@ -8,6 +8,7 @@
 
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,11 +65,11 @@ def open_networks(bundle: Bundle, guided: bool = True, threads: int | None = Non
     if threads is not None and threads < 1:
         raise ValueError(f"got {threads} threads, expected at least 1")
     rows = 2 if guided else 1
-    return Networks(
-        text_encoder=bundle.open("text_encoder", rows, threads=threads),
-        unet=bundle.open("unet", rows, threads=threads),
-        vae_decoder=bundle.open("vae_decoder", 1, threads=threads),
-    )
+    with ThreadPoolExecutor() as pool:  # opening a network keeps one core busy: no need to wait for each other
+        text_encoder = pool.submit(bundle.open, "text_encoder", rows, threads)
+        unet = pool.submit(bundle.open, "unet", rows, threads)
+        vae_decoder = pool.submit(bundle.open, "vae_decoder", 1, threads)
+    return Networks(text_encoder.result(), unet.result(), vae_decoder.result())
 
 
 @dataclass(frozen=True)

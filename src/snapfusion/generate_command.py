@@ -98,7 +98,7 @@ def generate(
     for lost in story.cut(opened, *texts, negative):
         print(f"snapfusion: longer than {opened.length} tokens, not drawn: {lost!r}", file=sys.stderr)
 
-    seconds = dict.fromkeys(("load", "text", "unet", "decode", "total"), 0.0)
+    seconds: Seconds = {"load": 0, "text": 0, "unet": 0, "decode": 0, "total": 0}
     networks = _timed(story.open_networks(opened, jobs[0].guidance != 1, threads), seconds)
     seconds["load"] = time.perf_counter() - started
     paths = _draw(opened, networks, jobs, out, n, quiet)

@@ -37,7 +37,7 @@ pipeline.save_pretrained(out / "again", safe_serialization=True)
 
 @torch.no_grad()
 def draw(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
-    """The latent [1, 4, 8, 8] and the image [1, 3, 32, 32] in 0..1."""
+    """The latent [1, 4, 16, 16] and the image [1, 3, 64, 64] in 0..1."""
     tokens, _ = tokenize(checkpoint.tokenizer, [PROMPT, NEGATIVE], checkpoint.length)
     embedding = checkpoint.text_encoder(torch.from_numpy(tokens))
 
@@ -45,7 +45,7 @@ def draw(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
         cond, uncond = checkpoint.unet(latent.expand(2, -1, -1, -1), t, embedding).sample.split(1)
         return guide(cond, uncond, GUIDANCE)
 
-    *_, latent = sample(predict, checkpoint.schedule, torch.from_numpy(randn((1, 4, 8, 8), SEED)), STEPS)
+    *_, latent = sample(predict, checkpoint.schedule, torch.from_numpy(randn((1, 4, 16, 16), SEED)), STEPS)
     image = checkpoint.vae.decode(latent / checkpoint.vae.config["scaling_factor"]).sample
     return latent, (image / 2 + 0.5).clamp(0, 1)
 

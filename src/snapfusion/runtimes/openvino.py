@@ -1,7 +1,6 @@
 """OpenVINO: a torch module to a file, a file to a callable. It draws on the CPU; only who exports brings torch."""
 
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 Weights = Literal["fp16", "int8"]
 
+CORE = ov.Core()
 FILES = ("openvino_model.xml", "openvino_model.bin")  # of one network, as optimum names them
 
 
@@ -32,6 +32,8 @@ def export(
     shapes = {name: [-1, *tensor.shape[1:]] if tensor.ndim > 1 else [*tensor.shape] for name, tensor in example.items()}
     model = ov.convert_model(module, example_input=dict(example))
     model.reshape(shapes)
+    for name in shapes:
+        model.input(name).get_tensor().set_names({name})  # tracing adds names of its own
     model.output(0).get_tensor().set_names({output})
     if weights == "int8":
         model = _int8(model)
@@ -55,7 +57,7 @@ def open(folder: Path, batch: int, threads: int | None = None) -> "Network":
 
 def precision() -> Literal["bf16", "f32"]:
     """What networks compute in here: bfloat16 where the CPU has instructions for it, else float32."""
-    return "bf16" if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    return "bf16" if "BF16" in CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
 class Network:
@@ -77,12 +79,12 @@ class Network:
     def compile(self, batch: int) -> None:
         """Prepare for inputs of `batch` rows.
 
-        A fixed batch instead of an open one halves the time of the first call and saves a quarter of every other.
+        A fixed batch makes the first call four times as fast as an open one, and every other by a quarter.
         """
         try:
-            model = _core().read_model(self.file)
+            model = CORE.read_model(self.file)
             model.reshape({port.any_name: _with_batch(port.partial_shape, batch) for port in model.inputs})
-            self._requests[batch] = _core().compile_model(model, "CPU", self.settings).create_infer_request()
+            self._requests[batch] = CORE.compile_model(model, "CPU", self.settings).create_infer_request()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(
@@ -102,8 +104,3 @@ def _int8(model: ov.Model) -> ov.Model:
 
     nncf.set_log_level(logging.ERROR)
     return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
-
-
-@cache
-def _core() -> ov.Core:
-    return ov.Core()

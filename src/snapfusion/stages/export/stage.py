@@ -56,7 +56,7 @@ class Config:
     """How the weights of the text encoder are stored."""
     unet: openvino.Weights = "int8"
     """How the weights of the UNet are stored."""
-    vae_decoder: openvino.Weights = "fp16"
+    vae_decoder: openvino.Weights = "int8"
     """How the weights of the image decoder are stored."""
     steps: int = 50
     """Steps of the sampler."""
@@ -137,11 +137,12 @@ def _convert(
 ) -> None:
     """Write every file of the bundle but its manifest."""
     for part, example in _examples(loaded).items():
-        with warnings.catch_warnings():  # tracing takes sizes as fixed, which here they are
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        with warnings.catch_warnings(action="ignore"):  # tracing takes sizes for fixed, which here they are
             openvino.export(parts[part], example, OUTPUTS[part], out / part, getattr(config, part))
     for part, source in (("text_encoder", "text_encoder"), ("unet", "unet"), ("vae_decoder", "vae")):
-        shutil.copyfile(checkpoint / source / "config.json", out / part / "config.json")
+        fields = read_json(checkpoint / source / "config.json")
+        fields.pop("_name_or_path", None)  # where somebody once loaded it from
+        write_json(out / part / "config.json", fields)
     write_tokenizer(loaded.tokenizer, loaded.length, out / "tokenizer")
     write_json(out / "scheduler" / "scheduler_config.json", loaded.schedule.to_config())
     shutil.copyfile(checkpoint / "model_index.json", out / "model_index.json")

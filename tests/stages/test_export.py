@@ -1,0 +1,123 @@
+"""A checkpoint becomes a bundle once, and only if it draws as torch does."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from snapfusion.bundle import read_bundle
+from snapfusion.cli import main
+from snapfusion.stages.export import stage
+from snapfusion.stages.export.parity import Comparison, check, psnr
+
+CONFIG = stage.Config(name="tiny", steps=3, guidance=2.0, prompts=("a red fox", "a blue whale, flat"))
+GOOD = {part: {"psnr_db": 60.0, "relative_error": 0.001} for part in ("text_encoder", "unet", "vae_decoder")}
+GOOD_PICTURES = {"median_psnr_db": 45.0, "n": 16}
+
+
+def test_the_manifest_says_how_far_each_part_is_from_torch(tiny_bundle: Path) -> None:
+    parity = read_bundle(tiny_bundle).manifest.figures["parity"]
+    assert parity["against"] == "torch float32"
+    assert parity["computed_in"] in ("bf16", "f32")
+    assert 28 <= parity["text_encoder"]["psnr_db"] <= 120
+    assert 28 <= parity["unet"]["psnr_db"] <= 120
+    assert 28 <= parity["vae_decoder"]["psnr_db"] <= 120
+    assert all(0 < parity[part]["relative_error"] < 0.2 for part in GOOD)
+    assert parity["pictures"]["median_psnr_db"] >= 30
+    assert parity["pictures"]["n"] == 2
+
+
+def test_the_same_export_again_does_nothing(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in tiny_bundle.rglob("*")}
+    result = stage.run(CONFIG, tiny_checkpoint, tiny_bundle)
+    assert result.figures == read_bundle(tiny_bundle).manifest.figures
+    assert {file: file.stat().st_mtime_ns for file in tiny_bundle.rglob("*")} == before
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(
+    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    for config, out in ((replace(CONFIG, steps=4), tiny_bundle), (CONFIG, tmp_path)):
+        with pytest.raises(ValueError, match="which holds something else; remove it or name a new folder"):
+            stage.run(config, tiny_checkpoint, out)
+
+
+def test_a_bundle_too_far_from_torch_is_not_written(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snapfusion.stages.export.parity.PICTURE_FLOOR_DB", 130.0)
+    config = replace(CONFIG, text_encoder="fp16", unet="fp16", vae_decoder="fp16", steps=1, prompts=("a red fox",))
+    with pytest.raises(ValueError, match=r"got pictures [\d.]+ dB from torch's, expected at least 130 dB"):
+        stage.run(config, tiny_checkpoint, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "db", "weights", "message"),
+    [
+        ("unet", 34.9, "fp16", "got a unet 34.9 dB from torch's, expected at least 35 dB"),
+        ("unet", 27.9, "int8", "got a unet 27.9 dB from torch's, expected at least 28 dB; store its weights as fp16"),
+        ("vae_decoder", 34.9, "fp16", "got a vae_decoder 34.9 dB"),
+        ("text_encoder", 27.9, "int8", "got a text_encoder 27.9 dB"),
+    ],
+)
+def test_each_part_has_its_floor(part: str, db: float, weights: str, message: str) -> None:
+    stored = {**dict.fromkeys(GOOD, "fp16"), part: weights}
+    check({**GOOD, "pictures": GOOD_PICTURES}, stored)
+    with pytest.raises(ValueError, match=message):
+        check({**GOOD, part: {"psnr_db": db}, "pictures": GOOD_PICTURES}, stored)
+
+
+def test_pictures_have_their_floor() -> None:
+    stored = dict.fromkeys(GOOD, "int8")
+    with pytest.raises(ValueError, match=r"got pictures 29\.9 dB from torch's, expected at least 30 dB"):
+        check({**GOOD, "pictures": {"median_psnr_db": 29.9, "n": 16}}, stored)
+
+
+def test_psnr_is_the_textbooks() -> None:
+    assert psnr(1.0, peak=255) == pytest.approx(48.1308036)  # one grey level off everywhere
+    assert psnr(0.0, peak=255) == 120.0
+
+
+def test_a_comparison_adds_up_over_calls() -> None:
+    rights = iter([np.array([0.0, 3.0], np.float32), np.array([-1.0, 4.0], np.float32)])
+    ours = iter([np.array([0.0, 3.5], np.float32), np.array([-1.0, 3.5], np.float32)])
+    pair = Comparison(lambda **_: next(ours), lambda **_: next(rights))
+    assert pair(sample=np.zeros(1)).tolist() == [0.0, 3.0]  # the right one goes on
+    pair(sample=np.zeros(1))
+    assert pair.relative_error == pytest.approx((0.5 / 26) ** 0.5)  # errors 0.5, -0.5; right 9 + 1 + 16
+    assert pair.psnr == pytest.approx(10 * np.log10(5**2 / 0.125))  # range -1..4, mean square 0.5 / 4
+
+
+@pytest.mark.slow
+def test_a_clip_checkpoint_becomes_a_bundle_too(
+    tiny_sd_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    flags = [
+        "--unet",
+        "fp16",
+        "--text-encoder",
+        "fp16",
+        "--vae-decoder",
+        "fp16",
+        "--steps",
+        "3",
+        "--prompts",
+        "a red fox",
+        "a cat",
+    ]
+    assert main(["export", str(tiny_sd_checkpoint), "--out", str(out), *flags]) == 0
+    assert "unet" in capsys.readouterr().out
+    bundle = read_bundle(out)
+    assert bundle.schedule.prediction_type == "epsilon"
+    assert bundle.manifest.weights == dict.fromkeys(GOOD, "fp16")
+    assert json.loads((out / "model_index.json").read_text())["unet"][1] == "UNet2DConditionModel"
+
+
+def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(tmp_path / "nowhere"), "--out", str(tmp_path / "bundle")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
