@@ -21,8 +21,8 @@ from snapfusion.metrics.estimate import Estimate, ratio_of_means, share
 
 Vectors = NDArray[np.float32]  # [N, D]
 
-WIDTH = 256  # of the space in which pictures and sentences meet
-EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY, DROPOUT = 40, 256, 1e-3, 1e-2, 0.2
+WIDTH = 512  # of the space in which pictures and sentences meet
+EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY, DROPOUT = 40, 256, 1e-3, 1.0, 0.5
 LOG_SCALE = 2.5  # start of the learned factor on the cosines, e^2.5 = 12
 GALLERY = 500  # prompts among which a picture looks for its own
 
@@ -55,11 +55,11 @@ class Judge:
     styles: tuple[str, ...]
 
     def images(self, vectors: Vectors) -> Vectors:
-        """Image vectors `[N, D]` to unit vectors `[N, 256]`."""
+        """Image vectors `[N, D]` to unit vectors `[N, WIDTH]`."""
         return _apply(self.image_head, vectors, unit=True)
 
     def prompts(self, vectors: Vectors) -> Vectors:
-        """Sentence vectors `[N, D]` to unit vectors `[N, 256]`."""
+        """Sentence vectors `[N, D]` to unit vectors `[N, WIDTH]`."""
         return _apply(self.prompt_head, vectors, unit=True)
 
     def style(self, vectors: Vectors) -> list[str]:
