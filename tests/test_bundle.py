@@ -148,7 +148,10 @@ def flip_a_bit(folder: Path) -> str:
 
 def swap(folder: Path) -> str:
     one, other = folder / MODEL, folder / "vae_decoder" / "openvino_model.xml"
-    one.rename(folder / "x"), other.rename(one), (folder / "x").rename(other)
+    aside = folder / "aside.xml"
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
     return f"{MODEL}: got "
 
 

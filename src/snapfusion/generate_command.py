@@ -76,7 +76,7 @@ def generate(
         negative: What the picture should not show.
         seed: The same seed gives the same picture, 0 to 2^64-1.
         steps: Steps of the sampler, 1 to 1000: more is slower and finer.
-        guidance: How closely to follow the prompt, 0 to 50; 1 is no guidance, at half the time.
+        guidance: How closely to follow the prompt, 0 to 50; 1 is no guidance.
         n: Pictures, 1 to 64; their seeds follow one another.
         scheduler: The sampler.
         size: Pixels of a side.
@@ -85,7 +85,7 @@ def generate(
         threads: Threads of the CPU.
         prompts: A text file with a prompt on every line; each is drawn as it would be alone.
         json: Print one JSON object and nothing else.
-        quiet: Print nothing.
+        quiet: Print nothing but warnings and errors.
     """
     started = time.perf_counter()
     texts = _prompts(prompt, prompts)

@@ -44,6 +44,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(
             stage.run(config, tiny_checkpoint, out)
 
 
+@pytest.mark.slow
 def test_a_bundle_too_far_from_torch_is_not_written(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

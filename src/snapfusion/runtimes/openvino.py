@@ -66,14 +66,14 @@ class Network:
     def __init__(self, file: Path, settings: Mapping[str, Any]) -> None:
         self.file = file
         self.settings = dict(settings)
-        self._requests: dict[int, ov.InferRequest] = {}
+        self.requests: dict[int, ov.InferRequest] = {}
 
     def __call__(self, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Run it on inputs of one batch size."""
         batch = next(len(array) for array in inputs.values() if array.ndim > 1)
-        if batch not in self._requests:
+        if batch not in self.requests:
             self.compile(batch)
-        output = self._requests[batch].infer(inputs)[0]
+        output = self.requests[batch].infer(inputs)[0]
         return output.copy()  # the next call writes over it
 
     def compile(self, batch: int) -> None:
@@ -84,7 +84,7 @@ class Network:
         try:
             model = CORE.read_model(self.file)
             model.reshape({port.any_name: _with_batch(port.partial_shape, batch) for port in model.inputs})
-            self._requests[batch] = CORE.compile_model(model, "CPU", self.settings).create_infer_request()
+            self.requests[batch] = CORE.compile_model(model, "CPU", self.settings).create_infer_request()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(
