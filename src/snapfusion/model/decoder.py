@@ -1,16 +1,16 @@
 """The autoencoder: diffusers' `AutoencoderKL`, with pixels folded into channels before its first layer.
 
 Why fold: at 256 px the widest picture levels of an `AutoencoderKL` cost most of its time and hold almost none of its
-weights. Folding each `patch_size` x `patch_size` square of pixels into channels (`pixel_unshuffle`) starts the network one
-or two levels lower, and the blocks, names and weights stay diffusers' own. With `patch_size=1` nothing is folded and the
-class *is* `AutoencoderKL`.
+weights. Folding each `patch_size` x `patch_size` square of pixels into channels (`pixel_unshuffle`) starts the network
+one or two levels lower, and the blocks, names and weights stay diffusers' own. With `patch_size=1` nothing is folded
+and the class *is* `AutoencoderKL`.
 """
 
 from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
@@ -19,8 +19,8 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 class PatchAutoencoderKL(AutoencoderKL):
     """`AutoencoderKL` on folded pixels.
 
-    Images are `[B, 3, H, W]` in -1..1 and latents `[B, C, H/f, W/f]`, unscaled, as in diffusers; the downsampling factor f is
-    `patch_size * 2 ** (len(block_out_channels) - 1)`.
+    Images are `[B, 3, H, W]` in -1..1 and latents `[B, C, H/f, W/f]`, unscaled, as in diffusers; the downsampling
+    factor f is `patch_size * 2 ** (len(block_out_channels) - 1)`.
     """
 
     @register_to_config
@@ -46,8 +46,11 @@ class PatchAutoencoderKL(AutoencoderKL):
         mid_block_add_attention: bool = True,
         patch_size: int = 1,
     ) -> None:
+        if patch_size < 1:
+            raise ValueError(f"got patch_size {patch_size}, expected at least 1; 1 folds nothing")
         # `register_to_config` has stored the arguments as given, image channels unfolded, so the file says 3.
-        super().__init__(
+        # diffusers types its tuples as of one element.
+        cast(Any, super()).__init__(
             in_channels=in_channels * patch_size**2,
             out_channels=out_channels * patch_size**2,
             down_block_types=down_block_types,
@@ -83,6 +86,6 @@ class PatchAutoencoderKL(AutoencoderKL):
 
     def decode(self, z: torch.Tensor, return_dict: bool = True, generator: Any = None) -> Any:
         """Latent `[B, C, h, w]`, unscaled, to image `[B, 3, h*f, w*f]`, about -1..1 (not clamped)."""
-        folded = cast(DecoderOutput, super().decode(z)).sample
+        folded = cast(DecoderOutput, cast(Any, super()).decode(z)).sample
         image = pixel_shuffle(folded, self.patch_size)
         return DecoderOutput(sample=image) if return_dict else (image,)
