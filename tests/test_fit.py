@@ -1,14 +1,24 @@
 """The training loop: schedule, resuming, averages, and what it refuses."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from snapfusion.fit import Fit, FitConfig, fit, learning_rate
 
 CONFIG = FitConfig(steps=30, batch=4, lr=0.05, warmup=5, decay=10, ema=0.9, precision="no", log_steps=5, save_seconds=0)
+
+
+@pytest.fixture(autouse=True)
+def _own_precision() -> Iterator[None]:
+    """accelerate keeps one precision for the whole process; other tests train in another."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def model() -> nn.Module:

@@ -134,7 +134,7 @@ def save_text_encoder(text_encoder: TextEncoder, folder: Path, dtype: torch.dtyp
 
 def save_unet(unet: ElasticUNet, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `folder/unet`, weights as `dtype`; one of Stable Diffusion's architecture as diffusers' own class."""
-    config = json.loads(unet.to_json_string())
+    config = _config_of(unet)
     if _is_stable_diffusions(unet):
         del config["architecture"]
         # diffusers' name for the number of heads, wrong from the start
@@ -149,12 +149,17 @@ def save_unet(unet: ElasticUNet, folder: Path, dtype: torch.dtype = torch.float3
 
 def save_vae(vae: PatchAutoencoderKL, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `folder/vae`, weights as `dtype`; one that folds no pixels is written as diffusers' `AutoencoderKL`."""
-    config = json.loads(vae.to_json_string())
+    config = _config_of(vae)
     if vae.patch_size == 1:
         config["_class_name"] = "AutoencoderKL"
         del config["patch_size"]
     _write_config(folder / "vae", config)
     write_weights(vae.state_dict(), folder / "vae" / f"{WEIGHTS}.safetensors", dtype)
+
+
+def _config_of(network: ElasticUNet | PatchAutoencoderKL) -> dict[str, Any]:
+    """What config.json is to say, but not the folder that the network once was loaded from."""
+    return {name: value for name, value in json.loads(network.to_json_string()).items() if name != "_name_or_path"}
 
 
 def _is_stable_diffusions(unet: ElasticUNet) -> bool:
