@@ -13,7 +13,14 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertModel
 
 from snapfusion import checkpoint as module
-from snapfusion.checkpoint import load_checkpoint, load_text_encoder, load_vae, minilm_text_encoder, save_checkpoint
+from snapfusion.checkpoint import (
+    load_checkpoint,
+    load_text_encoder,
+    load_vae,
+    minilm_text_encoder,
+    save_checkpoint,
+    save_vae,
+)
 from snapfusion.tokens import tokenize
 from tiny_models import LENGTH, stable_diffusion_checkpoint
 
