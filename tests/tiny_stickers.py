@@ -21,16 +21,22 @@ THINGS = {
 ANNOTATIONS = {"\U0001f98a": {"default": ["animal", "sly"]}}
 
 
-def archive(folder: Path, package: Package, files: dict[str, bytes]) -> Package:
-    """Write a package's archive and return the package with the archive's own hash."""
+def archive_of(files: dict[str, bytes]) -> bytes:
+    """An archive as `npm pack` writes it."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for name, data in files.items():
             info = tarfile.TarInfo(f"package/{name}")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    (folder / package.filename).write_bytes(buffer.getvalue())
-    return replace(package, sha256=hashlib.sha256(buffer.getvalue()).hexdigest())
+    return buffer.getvalue()
+
+
+def archive(folder: Path, package: Package, files: dict[str, bytes]) -> Package:
+    """Write a package's archive and return the package with the archive's own hash."""
+    data = archive_of(files)
+    (folder / package.filename).write_bytes(data)
+    return replace(package, sha256=hashlib.sha256(data).hexdigest())
 
 
 def emoji_entries() -> list[dict]:

@@ -7,6 +7,7 @@ in diffusers wherever the classes are diffusers' own. Only JSON and safetensors 
 is run or looked for outside the folder. Whatever is wrong with a folder is one `ValueError`.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -74,6 +75,16 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     tokenizer, length = read_tokenizer(folder / "tokenizer")
     text_encoder, unet, vae = load_text_encoder(folder), load_unet(folder), load_vae(folder)
     return Checkpoint(tokenizer, length, text_encoder, unet, vae, load_schedule(folder))
+
+
+def hash_of(folder: Path) -> str:
+    """SHA-256 over the names and contents of all files below a checkpoint's folder: what figures belong to."""
+    digest = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(folder).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def load_text_encoder(folder: Path) -> TextEncoder:

@@ -1,23 +1,12 @@
 """Packages are fetched by npm, checked, and read without unpacking."""
 
 import hashlib
-import io
-import tarfile
 from pathlib import Path
 
 import pytest
 
 from snapfusion.data.packages import Package, fetch, read
-
-
-def archive_of(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, data in files.items():
-            info = tarfile.TarInfo(f"package/{name}")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
+from tiny_stickers import archive_of
 
 
 def test_archive_names_are_those_of_npm_pack() -> None:

@@ -1,6 +1,5 @@
 """What is evaluated: a bundle as a person runs it, or a checkpoint in torch, both as one function that draws."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from snapfusion.bundle import MANIFEST
-from snapfusion.checkpoint import Checkpoint, load_checkpoint
+from snapfusion.checkpoint import Checkpoint, hash_of, load_checkpoint
 from snapfusion.diffusion.guidance import guide
 from snapfusion.diffusion.noise import randn
 from snapfusion.diffusion.sampler import sample
@@ -88,13 +87,3 @@ def _draw_batch(
     *_, latent = sample(predict, checkpoint.schedule, noise, steps)
     image = vae.decode(latent / vae.config["scaling_factor"]).sample
     return ((image / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-
-
-def hash_of(folder: Path) -> str:
-    """SHA-256 over the names and contents of all files below a folder."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(folder).as_posix()} {content}\n".encode())
-    return digest.hexdigest()

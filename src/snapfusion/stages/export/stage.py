@@ -1,6 +1,5 @@
 """A checkpoint to a bundle: convert the three networks, hold them against torch, seal what passes."""
 
-import hashlib
 import json
 import shutil
 import warnings
@@ -13,7 +12,7 @@ import torch
 
 from snapfusion import __version__
 from snapfusion.bundle import MANIFEST, Defaults, Manifest, Networks, read_bundle, seal_bundle
-from snapfusion.checkpoint import Checkpoint, load_checkpoint
+from snapfusion.checkpoint import Checkpoint, hash_of, load_checkpoint
 from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.generate import open_networks
 from snapfusion.json_file import read_json, write_json
@@ -91,7 +90,7 @@ def run(config: Config, checkpoint: Path, out: Path) -> Result:
     A bundle that the same checkpoint and config made is left as it is. Raises `ValueError` where `out` holds anything
     else, or where the bundle is further from torch than `parity` allows: then nothing is written.
     """
-    source = json.loads(json.dumps({"checkpoint": _hash(checkpoint), "export": asdict(config)}))
+    source = json.loads(json.dumps({"checkpoint": hash_of(checkpoint), "export": asdict(config)}))
     if out.exists():
         if not (out / MANIFEST).is_file() or read_json(out / MANIFEST).get("source") != source:
             raise ValueError(f"got --out {out}, which holds something else; remove it or name a new folder")
@@ -165,13 +164,3 @@ def _licences(checkpoint: Path) -> dict[str, Any]:
     """What the checkpoint says of its parts' and its data's licences, if it does."""
     file = checkpoint / "licences.json"
     return read_json(file) if file.exists() else {}
-
-
-def _hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of all files in `folder`."""
-    digest = hashlib.sha256()
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(folder).as_posix()} {content}\n".encode())
-    return digest.hexdigest()
