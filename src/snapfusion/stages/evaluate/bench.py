@@ -66,7 +66,7 @@ def open_bench(
     backbone: Backbone = module.load_backbone(device, cache)
 
     def batches() -> Iterator[Images]:
-        progress = tqdm(total=len(pairs), desc=f"real pictures, {backbone.name}", unit="picture")
+        progress = tqdm(total=len(pairs), desc=f"real pictures, {backbone.name}", unit="picture", disable=None)
         for start in range(0, len(pairs), 8 * BATCH):
             images = read_images(data, pairs[start : start + 8 * BATCH])
             yield from np.split(images, range(BATCH, len(images), BATCH))

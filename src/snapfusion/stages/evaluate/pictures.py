@@ -17,7 +17,8 @@ from snapfusion.stages.evaluate.protocol import seed_of
 def draw_pictures(model: Model, pairs: Sequence[Pair], guidance: float, folder: Path, batch: int) -> Iterator[Images]:
     """A picture for each pair's prompt, in batches `[<= batch, H, W, 3]`; those in `folder` are not drawn again."""
     folder.mkdir(parents=True, exist_ok=True)
-    for start in tqdm(range(0, len(pairs), batch), desc=f"drawing, guidance {guidance:g}", unit="batch"):
+    batches = range(0, len(pairs), batch)
+    for start in tqdm(batches, desc=f"drawing, guidance {guidance:g}", unit="batch", disable=None):
         part = pairs[start : start + batch]
         missing = [pair for pair in part if not file_of(pair, folder).exists()]
         drawn = model.draw([prompt_of(pair) for pair in missing], [seed_of(pair) for pair in missing], guidance)
