@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from torch import nn
 
 from snapfusion.fit import Fit, FitConfig, fit, learning_rate
@@ -122,6 +123,16 @@ def test_a_loss_that_is_not_finite_is_an_error_and_the_last_good_state_stays(tmp
     with pytest.raises(ValueError, match="got a loss of nan at step 25, expected a finite one"):
         fit(model(), broken, config, tmp_path)
     assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
+    def broken(net: nn.Module, step: int) -> torch.Tensor:
+        return loss(net, step) * (float("nan") if step == 21 else 1)
+
+    with pytest.raises(ValueError, match="at step 22"):
+        fit(model(), broken, CONFIG, tmp_path)  # saves after every step
+    state = load_file(tmp_path / "state.safetensors")
+    assert all(value.isfinite().all() for value in state.values())
 
 
 def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -113,20 +113,18 @@ def fit(
         ema.step(model.parameters())
         step += 1
 
-        if step % config.log_steps == 0 or step == config.steps:
-            mean = torch.stack(losses).mean().item()
-            if not math.isfinite(mean):
-                raise ValueError(
-                    f"got a loss of {mean} at step {step}, expected a finite one; the state of the last save is "
-                    f"in {folder}: run again with a lower learning rate"
-                )
+        save_due = time.monotonic() - saved > config.save_seconds
+        log_due = step % config.log_steps == 0 or step == config.steps
+        if losses and (save_due or log_due):  # what is not finite must not reach the disk
+            mean = finite_mean(losses, step, folder)
+        if log_due:
             rate = config.batch * (step - first) / (time.monotonic() - reported)
             left = (config.steps - step) * config.batch / rate / 60
             log.info("step %d/%d  loss %.4f  %.1f img/s  %.0f min left", step, config.steps, mean, rate, left)
             accelerator.log({"loss": mean, "images_per_second": rate, "lr": learning_rate(step, config)}, step)
             first, losses, reported = step, [], time.monotonic()
         if accelerator.is_main_process:
-            if time.monotonic() - saved > config.save_seconds:
+            if save_due:
                 save(folder / STATE, step, model, optimizer, ema)
                 saved = time.monotonic()
             if observe is not None and step % observe_steps == 0:
@@ -135,11 +133,23 @@ def fit(
                 stop = observe(step, model)
                 ema.restore(model.parameters())
 
+    mean = finite_mean(losses, step, folder) if losses else mean
     if accelerator.is_main_process:
         save(folder / STATE, step, model, optimizer, ema)
     ema.copy_to(model.parameters())
     accelerator.end_training()
     return Fit(step=step, finished=stop or step >= config.steps, loss=mean, images_per_second=rate)
+
+
+def finite_mean(losses: list[Tensor], step: int, folder: Path) -> float:
+    """The mean of the losses since the last report. Raises `ValueError` where one of them is not finite."""
+    mean = torch.stack(losses).mean().item()
+    if not math.isfinite(mean):
+        raise ValueError(
+            f"got a loss of {mean} at step {step}, expected a finite one; the state of the last save is in {folder}: "
+            "run again with a lower learning rate"
+        )
+    return mean
 
 
 def save(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel) -> None:

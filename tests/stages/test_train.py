@@ -62,6 +62,12 @@ def test_pictures_to_checkpoint(data: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "run" / "unet" / "sheets").iterdir())) == 2
 
 
+def test_a_finished_run_is_only_read(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(CONFIG, data, tmp_path / "run")
+    monkeypatch.setattr(stage, "fit", None)  # what trains is not called again
+    assert run(CONFIG, data, tmp_path / "run") == first
+
+
 def test_latents_have_unit_deviation(data: Path, tmp_path: Path) -> None:
     run(CONFIG, data, tmp_path / "run")
     cached = load_file(tmp_path / "run" / "cache" / "train.safetensors")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import load_file
 from torch import nn
 
 from snapfusion.checkpoint import (
@@ -37,6 +38,7 @@ from snapfusion.stages.train.autoencoder import Reconstruct, draw_crops, sticker
 from snapfusion.stages.train.denoise import denoising_loss, draw_batch, sticker_schedule, sticker_unet
 from snapfusion.stages.train.latents import Cache, encode_images, encode_prompts, load_or_build
 from snapfusion.stages.train.sheet import PROMPTS, decode, fixed_noise, held_out_loss, sample_latents, tile
+from snapfusion.weights import write_weights
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +112,8 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
         ValueError: no set in `data`, no checkpoint in `init`, or `out` holds a run of another config.
     """
     check_config(config, init, out)
+    if (finished := read_result(config, out)) is not None:
+        return finished
     pairs = load_index(data)
     train = [pair for pair in pairs if pair.split == "train"]
     cells = [pair for pair in pairs if pair.split == "cells" and (pair.core or config.subset == "full")]
@@ -166,6 +170,14 @@ def check_config(config: Config, init: Path | None, out: Path) -> None:
     write_json(file, wanted)
 
 
+def read_result(config: Config, out: Path) -> Result | None:
+    """What a run of this very config came to, if it is finished."""
+    file = out / "result.json"
+    written = read_json(file) if file.exists() else {}
+    finished = written.get("config") == printable(config) and written["result"]["finished"]
+    return Result(**written["result"]) if finished else None
+
+
 def printable(config: Config) -> dict[str, Any]:
     """The config as JSON has it: no infinities."""
     return {name: None if value == math.inf else value for name, value in asdict(config).items()}
@@ -213,7 +225,8 @@ def train_autoencoder(config: Config, train: list[Pair], data: Path, out: Path) 
     vae = model.autoencoder.eval()
     sample = np.random.default_rng(config.seed).permutation(len(images))[:512]
     vae.register_to_config(scaling_factor=1 / encode_images(images[sample], vae).std().item())
-    save_vae(vae, out, torch.float16)
+    save_vae(vae, out / "autoencoder", torch.float16)
+    (out / "autoencoder" / "vae").rename(out / "vae")  # whole or not at all
     return load_vae(out)  # as everybody else will have it, rounded to float16
 
 
@@ -247,7 +260,7 @@ def train_unet(config: Config, unet: ElasticUNet, cache: Cache, folder: Path, wa
 
 
 class Watch:
-    """Looks at the EMA weights: held-out loss to history.jsonl, a sheet to sheets/, the best weights to best/."""
+    """Looks at the EMA weights: held-out loss to history.jsonl, a sheet to sheets/, the best weights kept."""
 
     def __init__(
         self,
@@ -262,7 +275,7 @@ class Watch:
         self.held_out, self.schedule = held_out, sticker_schedule()
         self.empty, self.embedding = cache.embeddings[:1].float(), embedding.float()
         self.noise = fixed_noise(cache.latents.shape[1:], len(PROMPTS)).to(embedding.device)
-        self.history = folder / "history.jsonl"
+        self.history, self.best = folder / "history.jsonl", folder / "best.safetensors"
 
     def __call__(self, step: int, unet: nn.Module) -> bool:
         """Look, and say whether to stop."""
@@ -272,15 +285,19 @@ class Watch:
         unet.train()
         (self.folder / "sheets").mkdir(parents=True, exist_ok=True)
         tile(decode(self.vae, latent), columns=8).save(self.folder / "sheets" / f"{step:06d}.webp", quality=85)
-        before = self.looks()
-        with self.history.open("a") as file:
-            file.write(json.dumps({"step": step, "images": step * self.config.batch, "held_out_loss": loss}) + "\n")
-        losses = [look["held_out_loss"] for look in before]
-        log.info("step %d  held-out loss %.4f (best so far %.4f)", step, loss, min([*losses, loss]))
-        if not losses or loss < min(losses):
-            unet.save_pretrained(self.folder / "best")  # pyright: ignore[reportCallIssue]
-        best_at = int(np.argmin([*losses, loss]))
-        return len(losses) - best_at >= self.config.patience
+        # A run that was killed goes on from before its last look and then looks again.
+        looks = [look for look in self.looks() if look["step"] < step]
+        looks.append({"step": step, "images": step * self.config.batch, "held_out_loss": loss})
+        losses = [look["held_out_loss"] for look in looks]
+        best = int(np.argmin(losses))
+        log.info("step %d  held-out loss %.4f (best so far %.4f)", step, loss, losses[best])
+        if best == len(looks) - 1:  # before the history says so
+            write_weights(unet.state_dict(), self.best.with_suffix(".partial"), torch.float32)
+            self.best.with_suffix(".partial").replace(self.best)
+        partial = self.history.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(look) + "\n" for look in looks))
+        partial.replace(self.history)
+        return len(looks) - 1 - best >= self.config.patience
 
     def looks(self) -> list[dict[str, Any]]:
         """What earlier looks saw, also those of a run that was killed."""
@@ -291,5 +308,5 @@ class Watch:
         looks = self.looks()
         if not looks:
             return held_out_loss(unet, self.held_out, self.schedule)
-        unet.load_state_dict(type(unet).from_pretrained(self.folder / "best").state_dict())  # pyright: ignore
+        unet.load_state_dict(load_file(self.best))
         return min(look["held_out_loss"] for look in looks)
