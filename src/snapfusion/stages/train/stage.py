@@ -5,7 +5,6 @@
 Each part is skipped where its result is there; to resume after a kill, run the same command.
 """
 
-import json
 import logging
 import math
 from dataclasses import asdict, dataclass
@@ -15,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from safetensors.torch import load_file
 from torch import nn
 
 from snapfusion.checkpoint import (
@@ -37,8 +35,8 @@ from snapfusion.model.unet import ElasticUNet
 from snapfusion.stages.train.autoencoder import Reconstruct, draw_crops, sticker_autoencoder
 from snapfusion.stages.train.denoise import denoising_loss, draw_batch, sticker_schedule, sticker_unet
 from snapfusion.stages.train.latents import Cache, encode_images, encode_prompts, load_or_build
-from snapfusion.stages.train.sheet import PROMPTS, decode, fixed_noise, held_out_loss, sample_latents, tile
-from snapfusion.weights import write_weights
+from snapfusion.stages.train.sheet import PROMPTS
+from snapfusion.stages.train.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +139,15 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
     schedule = sticker_schedule()
     unet.to(device)  # pyright: ignore[reportArgumentType]
     cache, held_out = cache.to(device), held_out.to(device)
-    watch = Watch(out / "unet", config, cache, held_out, vae, encode_prompts(list(PROMPTS), *text).to(device))
+    watch = Watch(
+        out / "unet",
+        config.batch,
+        config.patience,
+        cache,
+        held_out,
+        vae,
+        encode_prompts(list(PROMPTS), *text).to(device),
+    )
     fitted = train_unet(config, unet, cache, out / "unet", watch)
     best = watch.restore(unet)
     save_checkpoint(
@@ -230,7 +236,7 @@ def train_autoencoder(config: Config, train: list[Pair], data: Path, out: Path) 
     return load_vae(out)  # as everybody else will have it, rounded to float16
 
 
-def train_unet(config: Config, unet: ElasticUNet, cache: Cache, folder: Path, watch: "Watch") -> Fit:
+def train_unet(config: Config, unet: ElasticUNet, cache: Cache, folder: Path, watch: Watch) -> Fit:
     """Train the UNet on cached latents; see `fit`."""
     schedule, steps = sticker_schedule(), config.images // config.batch
     # The fused attention's backward pass is slow in bf16 on a CPU, as are channels_last group norms: see docs/log.md.
@@ -257,56 +263,3 @@ def train_unet(config: Config, unet: ElasticUNet, cache: Cache, folder: Path, wa
         watch,
         config.observe_steps,
     )
-
-
-class Watch:
-    """Looks at the EMA weights: held-out loss to history.jsonl, a sheet to sheets/, the best weights kept."""
-
-    def __init__(
-        self,
-        folder: Path,
-        config: Config,
-        cache: Cache,
-        held_out: Cache,
-        vae: PatchAutoencoderKL,
-        embedding: torch.Tensor,
-    ):
-        self.folder, self.config, self.vae = folder, config, vae
-        self.held_out, self.schedule = held_out, sticker_schedule()
-        self.empty, self.embedding = cache.embeddings[:1].float(), embedding.float()
-        self.noise = fixed_noise(cache.latents.shape[1:], len(PROMPTS)).to(embedding.device)
-        self.history, self.best = folder / "history.jsonl", folder / "best.safetensors"
-
-    def __call__(self, step: int, unet: nn.Module) -> bool:
-        """Look, and say whether to stop."""
-        unet.eval()
-        loss = held_out_loss(unet, self.held_out, self.schedule)
-        latent = sample_latents(unet, self.schedule, self.embedding, self.empty, self.noise, steps=20, guidance=4.0)
-        unet.train()
-        (self.folder / "sheets").mkdir(parents=True, exist_ok=True)
-        tile(decode(self.vae, latent), columns=8).save(self.folder / "sheets" / f"{step:06d}.webp", quality=85)
-        # A run that was killed goes on from before its last look and then looks again.
-        looks = [look for look in self.looks() if look["step"] < step]
-        looks.append({"step": step, "images": step * self.config.batch, "held_out_loss": loss})
-        losses = [look["held_out_loss"] for look in looks]
-        best = int(np.argmin(losses))
-        log.info("step %d  held-out loss %.4f (best so far %.4f)", step, loss, losses[best])
-        if best == len(looks) - 1:  # before the history says so
-            write_weights(unet.state_dict(), self.best.with_suffix(".partial"), torch.float32)
-            self.best.with_suffix(".partial").replace(self.best)
-        partial = self.history.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(look) + "\n" for look in looks))
-        partial.replace(self.history)
-        return len(looks) - 1 - best >= self.config.patience
-
-    def looks(self) -> list[dict[str, Any]]:
-        """What earlier looks saw, also those of a run that was killed."""
-        return [json.loads(line) for line in self.history.read_text().splitlines()] if self.history.exists() else []
-
-    def restore(self, unet: nn.Module) -> float:
-        """Put the weights with the best held-out loss into `unet`, if any look was taken, and return that loss."""
-        looks = self.looks()
-        if not looks:
-            return held_out_loss(unet, self.held_out, self.schedule)
-        unet.load_state_dict(load_file(self.best))
-        return min(look["held_out_loss"] for look in looks)
