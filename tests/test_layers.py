@@ -27,7 +27,7 @@ ROWS = (
     {"settings"},
     {"checkpoint", "bundle"},
     {"fit", "metrics", "runtimes", "data", "model", "diffusion", "picture_file"},
-    {"tokens", "weights"},
+    {"tokens", "weights", "stage_folder"},
     {"json_file"},
 )
 DRAWING = (

@@ -80,7 +80,7 @@ def train_stickers() -> Command:
         Args:
             out: The run's folder; the checkpoint is written to its `checkpoint`.
             data: A built sticker set; by default it is built in the run's folder.
-            init: A checkpoint to train on from, with its autoencoder as it is.
+            init: A checkpoint to train on from; its autoencoder is kept unless --autoencoder says otherwise.
         """
         print(stage.start(config, data, out, init).describe())
 

@@ -1,7 +1,9 @@
 """The training stage, whole, with the real classes at tiny size."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny_models
-from snapfusion.checkpoint import load_checkpoint
+from snapfusion.checkpoint import load_checkpoint, load_vae
 from snapfusion.data.pairs import load_index, read_images
 from snapfusion.data.stickers import build
 from snapfusion.diffusion.schedule import x_and_noise
@@ -107,6 +109,19 @@ def test_a_run_goes_on_from_a_checkpoint_with_its_autoencoder(data: Path, tmp_pa
     vae = [load_file(Path(r.checkpoint) / "vae" / "diffusion_pytorch_model.safetensors") for r in (first, second)]
     assert all(torch.equal(vae[0][name], vae[1][name]) for name in vae[0])
     assert any(not torch.equal(weights(first)[name], weights(second)[name]) for name in weights(first))
+
+
+@pytest.mark.parametrize("part", ["train", "decoder"])
+def test_an_autoencoder_trains_on_from_a_checkpoint(
+    data: Path, tmp_path: Path, part: Literal["train", "decoder"]
+) -> None:
+    first = run(CONFIG, data, tmp_path / "a")
+    second = run(replace(CONFIG, autoencoder=part), data, tmp_path / "b", init=Path(first.checkpoint))
+    before, after = (load_vae(Path(result.checkpoint)) for result in (first, second))
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    old, new = (vae.encode(image).latent_dist.mean * vae.config["scaling_factor"] for vae in (before, after))
+    assert torch.equal(old, new) == (part == "decoder")
+    assert not torch.equal(before.decode(old).sample, after.decode(old).sample)
 
 
 def test_a_folder_of_another_config_is_refused(data: Path, tmp_path: Path) -> None:

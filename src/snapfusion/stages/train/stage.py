@@ -64,6 +64,8 @@ class Config:
     """Different sentences for a picture."""
     length: int = 32
     """Tokens of a prompt."""
+    autoencoder: Literal["keep", "train", "decoder"] = "keep"
+    """With `init`: keep its autoencoder, train it on, or its decoder alone, which leaves latents and UNet valid."""
     autoencoder_images: int = 40_000
     autoencoder_batch: int = 8
     autoencoder_lr: float = 1e-3
@@ -104,7 +106,8 @@ def start(config: Config, data: Path | None, out: Path, init: Path | None = None
 def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Result:
     """Train on the set in `data` and write `out / "checkpoint"`.
 
-    `init` is a checkpoint to go on from: its autoencoder is kept as it is, its UNet trained on with a fresh optimiser.
+    `init` is a checkpoint to go on from: its UNet is trained on with a fresh optimiser, and its autoencoder is kept
+    unless the config says otherwise.
 
     Raises:
         ValueError: no set in `data`, no checkpoint in `init`, or `out` holds a run of another config.
@@ -119,7 +122,10 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
         raise ValueError(
             f"got {data} with {len(train)} pictures to train on and {len(cells)} held out, expected some of each"
         )
-    vae = load_vae(init) if init is not None else train_autoencoder(config, train, data, out)
+    if init is not None and config.autoencoder == "keep":
+        vae = load_vae(init)
+    else:
+        vae = train_autoencoder(config, train, data, out, init)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae.requires_grad_(False).eval().to(device)  # pyright: ignore[reportArgumentType]
     text_encoder, tokenizer = minilm_text_encoder()
@@ -196,14 +202,22 @@ def seeded(seed: int, build: Any) -> Any:
         return build()
 
 
-def train_autoencoder(config: Config, train: list[Pair], data: Path, out: Path) -> PatchAutoencoderKL:
-    """The autoencoder in `out`, trained first if it is not there; its latents' scale is measured and stored in it."""
+def train_autoencoder(
+    config: Config, train: list[Pair], data: Path, out: Path, init: Path | None = None
+) -> PatchAutoencoderKL:
+    """The autoencoder in `out`, trained first if it is not there, from `init`'s weights if there is one.
+
+    Its latents' scale is measured and stored in it, unless the encoder is left as it was.
+    """
     if (out / "vae" / "config.json").exists():
         return load_vae(out)
     images = read_images(data, train)
-    model = seeded(
-        config.seed, lambda: Reconstruct(sticker_autoencoder(images.shape[1]), config.kl_weight, config.lpips_weight)
-    )
+    begun = load_vae(init) if init is not None else seeded(config.seed, lambda: sticker_autoencoder(images.shape[1]))
+    encoder_stays = init is not None and config.autoencoder == "decoder"
+    begun.train()
+    for name, parameter in begun.named_parameters():
+        parameter.requires_grad_(not (encoder_stays and name.startswith(("encoder.", "quant_conv."))))
+    model = Reconstruct(begun, config.kl_weight, config.lpips_weight)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     lpips = load_lpips(levels=3).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -229,8 +243,9 @@ def train_autoencoder(config: Config, train: list[Pair], data: Path, out: Path) 
     if not fitted.finished:
         raise SystemExit(f"paused at step {fitted.step} of {steps} of the autoencoder; run the same command to go on")
     vae = model.autoencoder.eval()
-    sample = np.random.default_rng(config.seed).permutation(len(images))[:512]
-    vae.register_to_config(scaling_factor=1 / encode_images(images[sample], vae).std().item())
+    if not encoder_stays:
+        sample = np.random.default_rng(config.seed).permutation(len(images))[:512]
+        vae.register_to_config(scaling_factor=1 / encode_images(images[sample], vae).std().item())
     save_vae(vae, out / "autoencoder", torch.float16)
     (out / "autoencoder" / "vae").rename(out / "vae")  # whole or not at all
     return load_vae(out)  # as everybody else will have it, rounded to float16

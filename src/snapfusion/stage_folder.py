@@ -1,0 +1,115 @@
+"""A stage's folder: done once, resumed after a kill, never half there, never mistaken for another's.
+
+A stage works in `OUT.partial`, which outlives a kill. When it is done, `result.json` is written there last and the
+folder becomes `OUT` by one rename. So `OUT` is there and whole, or not there at all; the same call on it only reads.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from snapfusion.json_file import read_json, write_json
+
+RESULT = "result.json"
+SOURCE = "source.json"
+TIMINGS = "timings.json"
+"""How long things took: differs from run to run, and so enters no hash."""
+
+
+class PausedError(Exception):
+    """A stage stopped on request before its end; the same call goes on."""
+
+
+def run_in_folder(
+    out: Path,
+    config: Any,
+    inputs: Mapping[str, str],
+    work: Callable[[Path], Mapping[str, Any]],
+    free: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """The figures of a stage: read from `out` if they are there, else what `work(folder)` measures and returns.
+
+    Args:
+        out: The stage's folder.
+        config: The stage's frozen dataclass.
+        inputs: What the stage reads, by name: hashes, not paths.
+        work: Fills the folder that it is given. If an earlier call was killed it finds there what that one left.
+        free: Fields of `config` that change when a run pauses but not what it comes to.
+
+    Raises:
+        ValueError: `out` or `out.partial` is of another config or other inputs, or a file of `out` is not as written.
+    """
+    fields = printable(config)
+    source = {"config": {name: value for name, value in fields.items() if name not in free}, "inputs": dict(inputs)}
+    if out.exists():
+        if not (out / RESULT).is_file():
+            raise ValueError(f"got {out}, which is no finished stage; remove it or name another folder")
+        written = read_json(out / RESULT)
+        refuse_other(out, written.get("source"), source)
+        refuse_changed(out, written["outputs"])
+        return written["figures"]
+    partial = out.with_name(f"{out.name}.partial")
+    if (partial / SOURCE).is_file():
+        refuse_other(partial, read_json(partial / SOURCE), source)
+    elif partial.exists() and any(partial.iterdir()):
+        raise ValueError(f"got {partial}, which no stage has begun; remove it or name another folder")
+    else:
+        write_json(partial / SOURCE, source)
+    figures = json.loads(json.dumps(dict(work(partial))))
+    write_json(partial / RESULT, {"source": source, "figures": figures, "outputs": hashes_below(partial)})
+    (partial / SOURCE).unlink()
+    partial.rename(out)
+    return figures
+
+
+def printable(config: Any) -> dict[str, Any]:
+    """A frozen dataclass as JSON has it: lists for tuples, None for infinities, text for paths."""
+    assert is_dataclass(config)
+    assert not isinstance(config, type)
+    values = {name: None if value == math.inf else value for name, value in asdict(config).items()}
+    return json.loads(json.dumps(values, default=str))
+
+
+def hashes_below(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a stage's folder, by its path there."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    names = {file: file.relative_to(folder).as_posix() for file in files}
+    return {
+        name: hash_of_file(file)
+        for file, name in names.items()
+        if name not in (RESULT, SOURCE) and file.name != TIMINGS
+    }
+
+
+def hash_of_file(file: Path) -> str:
+    """SHA-256 of a file's content."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def refuse_other(folder: Path, there: Any, source: Mapping[str, Any]) -> None:
+    """Raise `ValueError`, naming the first difference, unless a folder was made from `source`."""
+    there = there if isinstance(there, dict) else {}
+    for kind, wanted in source.items():
+        held = there.get(kind) or {}
+        for name in sorted(wanted.keys() | held.keys()):
+            if wanted.get(name) != held.get(name):
+                raise ValueError(
+                    f"got {folder}, made with {name} {held.get(name)!r}, expected {wanted.get(name)!r}; "
+                    "remove it or name another folder"
+                )
+
+
+def refuse_changed(out: Path, outputs: Mapping[str, str]) -> None:
+    """Raise `ValueError` unless every file that a stage wrote is still as it was."""
+    for name, expected in outputs.items():
+        if not (out / name).is_file():
+            raise ValueError(
+                f"{out / name}: missing, expected what {out / RESULT} lists; remove {out} to make it again"
+            )
+        if hash_of_file(out / name) != expected:
+            raise ValueError(f"{out / name}: changed since it was written; remove {out} to make it again")

@@ -1,0 +1,90 @@
+"""A stage's folder: skipped when done, resumed when killed, refused when it is another's."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from snapfusion.stage_folder import run_in_folder
+
+
+@dataclass(frozen=True)
+class Config:
+    steps: int = 3
+    widths: tuple[int, ...] = (1, 2)
+    max_seconds: float = math.inf
+
+
+INPUTS = {"checkpoint": "abc"}
+
+
+def counting(log: list[str]) -> Callable[[Path], dict[str, float]]:
+    """A stage that writes three files, one after another, and skips those that are there."""
+
+    def work(folder: Path) -> dict[str, float]:
+        for name in ("a", "b", "c"):
+            if not (folder / name).exists():
+                log.append(name)
+                if len(log) == 2:
+                    raise KeyboardInterrupt
+                (folder / name).write_text(name)
+        (folder / "timings.json").write_text("{}")
+        return {"psnr_db": 32.5}
+
+    return work
+
+
+def test_a_killed_stage_goes_on_and_a_finished_one_is_read(tmp_path: Path) -> None:
+    log: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_in_folder(tmp_path / "s", Config(), INPUTS, counting(log))
+    assert not (tmp_path / "s").exists()
+    first = run_in_folder(tmp_path / "s", Config(), INPUTS, counting(log))
+    again = run_in_folder(tmp_path / "s", replace(Config(), max_seconds=5.0), INPUTS, counting(log), ("max_seconds",))
+    assert first == again == {"psnr_db": 32.5}
+    assert log == ["a", "b", "b", "c"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s"]
+
+
+def test_the_files_of_another_config_or_input_are_refused(tmp_path: Path) -> None:
+    run_in_folder(tmp_path / "s", Config(), INPUTS, lambda folder: {}, ("max_seconds",))
+    with pytest.raises(ValueError, match=r"made with steps 3, expected 4; remove it"):
+        run_in_folder(tmp_path / "s", Config(steps=4), INPUTS, lambda folder: {}, ("max_seconds",))
+    with pytest.raises(ValueError, match=r"made with checkpoint 'abc', expected 'abd'"):
+        run_in_folder(tmp_path / "s", Config(), {"checkpoint": "abd"}, lambda folder: {}, ("max_seconds",))
+
+
+def test_a_stopped_stage_of_another_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_in_folder(tmp_path / "s", Config(), INPUTS, counting([]))
+    with pytest.raises(ValueError, match=r"s\.partial, made with widths \[1, 2\], expected \[1\]"):
+        run_in_folder(tmp_path / "s", Config(widths=(1,)), INPUTS, counting([]))
+
+
+@pytest.mark.parametrize(("change", "said"), [(Path.unlink, "missing"), (lambda f: f.write_text("x"), "changed")])
+def test_a_finished_stage_whose_files_changed_is_refused(
+    tmp_path: Path, change: Callable[[Path], None], said: str
+) -> None:
+    run_in_folder(tmp_path / "s", Config(), INPUTS, counting(["", ""]))
+    change(tmp_path / "s" / "b")
+    with pytest.raises(ValueError, match=f"b: {said}"):
+        run_in_folder(tmp_path / "s", Config(), INPUTS, counting([]))
+
+
+def test_timings_enter_no_hash(tmp_path: Path) -> None:
+    run_in_folder(tmp_path / "s", Config(), INPUTS, counting(["", ""]))
+    (tmp_path / "s" / "timings.json").write_text('{"seconds": 1}')
+    run_in_folder(tmp_path / "s", Config(), INPUTS, counting([]))
+
+
+def test_a_folder_that_no_stage_made_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match="no finished stage"):
+        run_in_folder(tmp_path / "s", Config(), INPUTS, counting([]))
+    (tmp_path / "s").rename(tmp_path / "s.partial")
+    with pytest.raises(ValueError, match="no stage has begun"):
+        run_in_folder(tmp_path / "s", Config(), INPUTS, counting([]))
+    assert (tmp_path / "s.partial" / "thesis.tex").read_text() == "mine"
