@@ -23,7 +23,7 @@ ROWS = (
     {"compress"},
     {"stages", "serve", "generate_command"},
     {"snapfusion"},
-    {"generate", "png"},
+    {"generate", "sampling", "png"},
     {"settings"},
     {"checkpoint", "bundle"},
     {"fit", "metrics", "runtimes", "data", "model", "diffusion", "picture_file"},

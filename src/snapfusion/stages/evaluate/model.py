@@ -5,17 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from snapfusion.bundle import MANIFEST
 from snapfusion.checkpoint import Checkpoint, hash_of, load_checkpoint
-from snapfusion.diffusion.guidance import guide
-from snapfusion.diffusion.noise import randn
-from snapfusion.diffusion.sampler import sample
 from snapfusion.generate import open_bundle
-from snapfusion.tokens import tokenize
+from snapfusion.sampling import Sampling, decode, draw_latents, pixels
 
 Image = NDArray[np.uint8]  # [H, W, 3]
 Draw = Callable[[Sequence[str], Sequence[int], float], Iterator[Image]]
@@ -59,31 +55,10 @@ def _draw_batches(checkpoint: Checkpoint, steps: int, batch: int, device: str) -
     for network in networks:
         network.to(device).eval()
 
-    @torch.inference_mode()
     def draw(prompts: Sequence[str], seeds: Sequence[int], guidance: float) -> Iterator[Image]:
         for start in range(0, len(prompts), batch):
             part = slice(start, start + batch)
-            yield from _draw_batch(checkpoint, prompts[part], seeds[part], guidance, steps)
+            latent = draw_latents(checkpoint, prompts[part], seeds[part], Sampling(steps, guidance))
+            yield from pixels(decode(checkpoint.vae, latent))
 
     return draw
-
-
-def _draw_batch(
-    checkpoint: Checkpoint, prompts: Sequence[str], seeds: Sequence[int], guidance: float, steps: int
-) -> Image:
-    """One picture for each prompt, `[B, H, W, 3]`, by DDIM."""
-    unet, vae = checkpoint.unet, checkpoint.vae
-    tokens, _ = tokenize(checkpoint.tokenizer, ["", *prompts], checkpoint.length)
-    embedding = checkpoint.text_encoder(torch.from_numpy(tokens).to(unet.device))
-    embedding = torch.cat([embedding[:1].expand(len(prompts), -1, -1), embedding[1:]])
-    side = unet.config["sample_size"]
-    shape = (1, unet.config["in_channels"], side, side)
-    noise = torch.from_numpy(np.concatenate([randn(shape, seed) for seed in seeds])).to(unet.device)
-
-    def predict(latent: torch.Tensor, t: int) -> torch.Tensor:
-        uncond, cond = unet(torch.cat([latent, latent]), t, embedding).sample.chunk(2)
-        return guide(cond, uncond, guidance)
-
-    *_, latent = sample(predict, checkpoint.schedule, noise, steps)
-    image = vae.decode(latent / vae.config["scaling_factor"]).sample
-    return ((image / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -1,17 +1,11 @@
 """Looking at a UNet while it trains: a sheet of fixed prompts, and the loss on pictures that it never saw."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from snapfusion.diffusion.guidance import guide
-from snapfusion.diffusion.noise import randn
-from snapfusion.diffusion.sampler import sample
 from snapfusion.diffusion.schedule import Schedule
-from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.stages.train.denoise import denoising_loss, draw_batch
 from snapfusion.stages.train.latents import Cache
 
@@ -24,34 +18,6 @@ PROMPTS = (
     "a smiling face with sunglasses, 3D render",
     "a cup of coffee", "a dragon, 3D render", "a house with a garden, cartoon", "a pineapple, soft gradient",
 )  # fmt: skip
-
-
-@torch.inference_mode()
-def sample_latents(
-    unet: nn.Module, schedule: Schedule, embedding: Tensor, empty: Tensor, noise: Tensor, steps: int, guidance: float
-) -> Tensor:
-    """Latents `[B, C, h, w]` (scaled) for embeddings `[B, L, D]`; `empty` `[1, L, D]` is the empty prompt's."""
-    both = torch.cat([empty.expand_as(embedding), embedding])
-
-    def predict(latent: Tensor, t: int) -> Tensor:
-        with torch.autocast(latent.device.type, torch.bfloat16):
-            uncond, cond = unet(torch.cat([latent, latent]), torch.tensor(t), both).sample.float().chunk(2)
-        return guide(cond, uncond, guidance)
-
-    *_, latent = sample(predict, schedule, noise, steps)
-    return latent
-
-
-def fixed_noise(shape: Sequence[int], count: int) -> Tensor:
-    """Noise of seeds 0..count-1, `[count, *shape]`."""
-    return torch.from_numpy(np.concatenate([randn((1, *shape), seed) for seed in range(count)]))
-
-
-@torch.inference_mode()
-def decode(vae: PatchAutoencoderKL, latent: Tensor) -> np.ndarray:
-    """Scaled latents `[B, C, h, w]` to pictures, uint8 `[B, H, W, 3]`."""
-    image = vae.decode(latent / vae.config["scaling_factor"]).sample
-    return ((image / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def tile(images: np.ndarray, columns: int, side: int = 128) -> Image.Image:

@@ -11,12 +11,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from snapfusion.model.decoder import PatchAutoencoderKL
+from snapfusion.sampling import Sampling, decode, noise_of, pixels, sample_latents
 from snapfusion.stages.train.denoise import sticker_schedule
 from snapfusion.stages.train.latents import Cache
-from snapfusion.stages.train.sheet import PROMPTS, decode, fixed_noise, held_out_loss, sample_latents, tile
+from snapfusion.stages.train.sheet import PROMPTS, held_out_loss, tile
 from snapfusion.weights import write_weights
 
 log = logging.getLogger(__name__)
+
+SAMPLING = Sampling(steps=20, guidance=4.0, bf16=True)
 
 
 class Watch:
@@ -35,17 +38,17 @@ class Watch:
         self.folder, self.batch, self.patience, self.vae = folder, batch, patience, vae
         self.held_out, self.schedule = held_out, sticker_schedule()
         self.empty, self.embedding = cache.embeddings[:1].float(), embedding.float()
-        self.noise = fixed_noise(cache.latents.shape[1:], len(PROMPTS)).to(embedding.device)
+        self.noise = noise_of(cache.latents.shape[1:], range(len(PROMPTS))).to(embedding.device)
         self.history, self.best = folder / "history.jsonl", folder / "best.safetensors"
 
     def __call__(self, step: int, unet: nn.Module) -> bool:
         """Look, and say whether to stop."""
         unet.eval()
         loss = held_out_loss(unet, self.held_out, self.schedule)
-        latent = sample_latents(unet, self.schedule, self.embedding, self.empty, self.noise, steps=20, guidance=4.0)
+        latent = sample_latents(unet, self.schedule, self.embedding, self.empty, self.noise, SAMPLING)
         unet.train()
         (self.folder / "sheets").mkdir(parents=True, exist_ok=True)
-        tile(decode(self.vae, latent), columns=8).save(self.folder / "sheets" / f"{step:06d}.webp", quality=85)
+        tile(pixels(decode(self.vae, latent)), columns=8).save(self.folder / "sheets" / f"{step:06d}.webp", quality=85)
         # A run that was killed goes on from before its last look and then looks again.
         looks = [look for look in self.looks() if look["step"] < step]
         looks.append({"step": step, "images": step * self.batch, "held_out_loss": loss})
