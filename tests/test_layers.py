@@ -25,7 +25,7 @@ ROWS = (
     {"snapfusion"},
     {"generate", "sampling", "png"},
     {"settings"},
-    {"checkpoint", "bundle"},
+    {"checkpoint", "bundle", "table", "latents"},
     {"fit", "metrics", "runtimes", "data", "model", "diffusion", "picture_file"},
     {"tokens", "weights", "stage_folder"},
     {"json_file"},
