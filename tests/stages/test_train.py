@@ -15,11 +15,11 @@ from snapfusion.checkpoint import load_checkpoint, load_vae
 from snapfusion.data.pairs import load_index, read_images
 from snapfusion.data.stickers import build
 from snapfusion.diffusion.schedule import x_and_noise
+from snapfusion.latents import Cache, captions_of, train_rows
 from snapfusion.metrics.lpips import Lpips
 from snapfusion.stages.train import stage
 from snapfusion.stages.train.autoencoder import Reconstruct, draw_crops
 from snapfusion.stages.train.denoise import draw_batch, min_snr_weight, sticker_schedule
-from snapfusion.stages.train.latents import Cache, captions_of, train_rows
 from snapfusion.stages.train.stage import Config, Result, run
 from tiny_stickers import tiny_packages
 

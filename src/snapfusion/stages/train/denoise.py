@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from snapfusion.diffusion.schedule import Schedule, add_noise, velocity
+from snapfusion.latents import Cache, draw_examples
 from snapfusion.model.architecture import Architecture
 from snapfusion.model.unet import ElasticUNet
-from snapfusion.stages.train.latents import Cache
 
 
 @dataclass(frozen=True)
@@ -50,36 +50,16 @@ def sticker_unet(channels: int, cross_attention_dim: int) -> ElasticUNet:
 def draw_batch(
     cache: Cache, schedule: Schedule, batch: int, dropout: float, seed: int, step: int, recoloured: float
 ) -> Batch:
-    """The batch of one step, chosen by (seed, step) alone.
-
-    A share `recoloured` of it are copies with a turned hue, half of all is mirrored, a share `dropout` has the empty
-    prompt.
-    The steps t are stratified: one in each of `batch` equal parts of 0..T-1, which makes the loss less noisy.
-    """
-    draw = np.random.default_rng((seed, step))
-    originals = int((~cache.recoloured).sum())
-    copies = len(cache.recoloured) - originals
-    rows = draw.integers(originals, size=batch)
-    if copies:
-        rows = np.where(draw.random(batch) < recoloured, originals + draw.integers(copies, size=batch), rows)
-    variants = draw.integers(cache.captions.shape[1], size=batch)
-    mirror, dropped = draw.random(batch) < 0.5, draw.random(batch) < dropout
-    t = ((np.arange(batch) + draw.random(batch)) / batch * schedule.num_train_timesteps).astype(np.int64)
-    noise_seed = int(draw.integers(2**62))
-
-    device = cache.latents.device
-    places, flips = torch.from_numpy(rows).to(device), torch.from_numpy(mirror).to(device)
-    sentences = cache.captions[places, torch.from_numpy(variants).to(device)]
-    sentences = sentences.masked_fill(torch.from_numpy(dropped).to(device), 0)
-    x = torch.where(flips[:, None, None, None], cache.mirrored[places], cache.latents[places]).float()
-    noise = torch.randn(x.shape, generator=torch.Generator(device).manual_seed(noise_seed), device=device)
+    """The batch of one step, chosen by (seed, step) alone; a share `dropout` has the empty prompt."""
+    drawn = draw_examples(cache, batch, seed, step, dropout, recoloured)
+    device, t = cache.latents.device, (drawn.place * schedule.num_train_timesteps).astype(np.int64)
     levels = (torch.from_numpy(level[t]).float().to(device) for level in (schedule.alphas, schedule.sigmas))
     alpha, sigma = (level[:, None, None, None] for level in levels)
     return Batch(
-        latent=add_noise(x, noise, alpha, sigma),
+        latent=add_noise(drawn.x, drawn.noise, alpha, sigma),
         t=torch.from_numpy(t).to(device),
-        embedding=cache.embeddings[sentences].float(),
-        target=velocity(x, noise, alpha, sigma),
+        embedding=drawn.dropped_embedding(),
+        target=velocity(drawn.x, drawn.noise, alpha, sigma),
         weight=min_snr_weight(schedule, t).to(device),
     )
 

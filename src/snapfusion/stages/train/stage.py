@@ -29,12 +29,12 @@ from snapfusion.data.pairs import Pair, load_index, read_images
 from snapfusion.data.stickers import build
 from snapfusion.fit import Fit, FitConfig, fit
 from snapfusion.json_file import read_json, write_json
+from snapfusion.latents import Cache, encode_images, encode_prompts, load_or_build
 from snapfusion.metrics.lpips import load_lpips
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.model.unet import ElasticUNet
 from snapfusion.stages.train.autoencoder import Reconstruct, draw_crops, sticker_autoencoder
 from snapfusion.stages.train.denoise import denoising_loss, draw_batch, sticker_schedule, sticker_unet
-from snapfusion.stages.train.latents import Cache, encode_images, encode_prompts, load_or_build
 from snapfusion.stages.train.sheet import PROMPTS
 from snapfusion.stages.train.watch import Watch
 

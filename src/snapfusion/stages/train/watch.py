@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from snapfusion.latents import Cache
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.sampling import Sampling, decode, noise_of, pixels, sample_latents
 from snapfusion.stages.train.denoise import sticker_schedule
-from snapfusion.stages.train.latents import Cache
 from snapfusion.stages.train.sheet import PROMPTS, held_out_loss, tile
 from snapfusion.weights import write_weights
 

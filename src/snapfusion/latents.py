@@ -1,4 +1,4 @@
-"""The cache that the UNet trains from: latents of the pictures, embeddings of their captions."""
+"""What UNets train from: latents of pictures and embeddings of captions, cached, and what a step draws of them."""
 
 import hashlib
 import json
@@ -37,6 +37,55 @@ class Cache:
     def to(self, device: torch.device) -> "Cache":
         """The same on another device, where batches are then drawn."""
         return Cache(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What one step trains on, before a noise level is chosen."""
+
+    x: Tensor  # [B, C, h, w] float32, clean latents, scaled
+    noise: Tensor  # [B, C, h, w] float32
+    embedding: Tensor  # [B, L, D] float32, of a caption of each
+    empty: Tensor  # [1, L, D] float32, of the empty prompt
+    dropped: Tensor  # [B] bool, the share that is trained without its caption
+    place: NDArray[np.float64]  # [B], one in each of B equal parts of 0..1: stratified, for a less noisy loss
+
+    def dropped_embedding(self) -> Tensor:
+        """`[B, L, D]`: the captions' embeddings, or the empty prompt's where they are dropped."""
+        return torch.where(self.dropped[:, None, None], self.empty, self.embedding)
+
+
+def draw_examples(
+    cache: Cache, batch: int, seed: int, step: int, dropout: float = 0.0, recoloured: float = 0.0
+) -> Examples:
+    """The examples of one step, chosen by (seed, step) alone.
+
+    A share `recoloured` of them are copies with a turned hue, half of all is mirrored, for a share `dropout` the
+    caption is to be dropped.
+    """
+    draw = np.random.default_rng((seed, step))
+    originals = int((~cache.recoloured).sum())
+    copies = len(cache.recoloured) - originals
+    rows = draw.integers(originals, size=batch)
+    if copies:
+        rows = np.where(draw.random(batch) < recoloured, originals + draw.integers(copies, size=batch), rows)
+    variants = draw.integers(cache.captions.shape[1], size=batch)
+    mirror, dropped = draw.random(batch) < 0.5, draw.random(batch) < dropout
+    place = (np.arange(batch) + draw.random(batch)) / batch
+    noise_seed = int(draw.integers(2**62))
+
+    device = cache.latents.device
+    places, flips = torch.from_numpy(rows).to(device), torch.from_numpy(mirror).to(device)
+    sentences = cache.captions[places, torch.from_numpy(variants).to(device)]
+    x = torch.where(flips[:, None, None, None], cache.mirrored[places], cache.latents[places]).float()
+    return Examples(
+        x=x,
+        noise=torch.randn(x.shape, generator=torch.Generator(device).manual_seed(noise_seed), device=device),
+        embedding=cache.embeddings[sentences].float(),
+        empty=cache.embeddings[:1].float(),
+        dropped=torch.from_numpy(dropped).to(device),
+        place=place,
+    )
 
 
 def train_rows(
