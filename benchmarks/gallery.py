@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 import snapfusion
+from snapfusion.data.choice import chosen, seed_of
 from snapfusion.data.pairs import load_index, read_images
 from snapfusion.data.prompts import prompt_of
-from snapfusion.stages.evaluate.protocol import chosen, seed_of
 
 COLUMNS, SIDE, GAP = 12, 104, 8
 

@@ -25,7 +25,7 @@ ROWS = (
     {"snapfusion"},
     {"generate", "sampling", "png"},
     {"settings"},
-    {"checkpoint", "bundle", "table", "latents"},
+    {"checkpoint", "bundle", "table", "latents", "bench"},
     {"fit", "metrics", "runtimes", "data", "model", "diffusion", "picture_file"},
     {"tokens", "weights", "stage_folder"},
     {"json_file"},

@@ -12,13 +12,14 @@ import pytest
 from PIL import Image
 from torch import Tensor, nn
 
+from snapfusion.data.choice import chosen, seed_of
 from snapfusion.data.pairs import INDEX, Pair, load_index
 from snapfusion.data.prompts import prompt_of
 from snapfusion.metrics import judge_a, judge_b
 from snapfusion.metrics.alignment import half_of
 from snapfusion.metrics.features import Backbone, backbone
 from snapfusion.stages.evaluate.model import Model, open_model
-from snapfusion.stages.evaluate.protocol import PROTOCOLS, chosen, seed_of
+from snapfusion.stages.evaluate.protocol import PROTOCOLS
 from snapfusion.stages.evaluate.stage import Config, evaluate
 
 THINGS = ("fox", "apple", "ghost", "boat", "castle", "drum", "cactus", "rocket", "spoon", "owl", "cloud", "chair")

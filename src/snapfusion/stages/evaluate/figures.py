@@ -1,20 +1,22 @@
-"""Every figure of a protocol, each with its interval and one line that says how it was come by."""
+"""Figures of pictures, each with its interval and a line that says how it was come by."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from snapfusion.data.pairs import Pair
-from snapfusion.metrics.alignment import GALLERY, alignment, half_of
-from snapfusion.metrics.estimate import Estimate, share
+from snapfusion.metrics.alignment import GALLERY, alignment
+from snapfusion.metrics.clip_score import Clip
+from snapfusion.metrics.estimate import Estimate, mean, share
 from snapfusion.metrics.features import Vectors
 from snapfusion.metrics.frechet import fid, kid
 from snapfusion.metrics.memorisation import nearest
 from snapfusion.stages.evaluate.bench import Bench
-from snapfusion.stages.evaluate.protocol import Protocol
 
 FID_REPLICATES = 20
+KID_MOST = 6000  # of pictures drawn: its kernel matrix is as wide as they are many
 INCEPTION = "2015 Inception pool3, bicubic to 299 px"
 
 
@@ -37,46 +39,28 @@ def figure(estimate: Estimate, protocol: str) -> Figure:
     return Figure(estimate.value, estimate.low, estimate.high, protocol)
 
 
-def measure(
-    protocol: Protocol, bench: Bench, drawn: Sequence[Pair], vectors: Vectors, reference: Sequence[Pair]
-) -> dict[str, Figure]:
-    """All figures of a protocol.
-
-    Args:
-        bench: judge B's, for its Inception vectors are what FID and KID are worked out on.
-        drawn: what was asked for.
-        vectors: of the pictures drawn for it, `[len(drawn), 2048]`.
-        reference: the real pictures to compare with.
-    """
-    real = bench.real(reference)
-    return {
-        **distances(protocol, vectors, real, reference),
-        **verdicts(bench, drawn, vectors),
-        **(memorised(drawn, vectors, reference, real) if protocol.split == "train" else {}),
-    }
-
-
-def neighbours(bench: Bench, pairs: Sequence[Pair], train: Sequence[Pair]) -> dict[str, tuple[str, float]]:
-    """For the real picture of each pair the nearest training picture and the cosine to it: how unseen is it really?"""
-    rows, cosines = nearest(bench.real(pairs), bench.real(train))
-    near = zip(pairs, rows, cosines, strict=True)
-    return {pair.key: (train[row].key, round(float(cosine), 4)) for pair, row, cosine in near}
-
-
-def distances(protocol: Protocol, vectors: Vectors, real: Vectors, reference: Sequence[Pair]) -> dict[str, Figure]:
-    """KID and, where the protocol has it, FID; beside them the floor: half of the real pictures against the rest."""
-    sizes = f"{len(vectors)} drawn against {len(real)} real {protocol.split}; {INCEPTION}"
-    halves = np.array([half_of(pair.key) for pair in reference])
-    a, b = real[halves == 0], real[halves == 1]
-    floor_sizes = f"{len(a)} against {len(b)} real {protocol.split}; {INCEPTION}"
+def distances(drawn: Vectors, real: Vectors, half: NDArray[np.bool_], with_fid: bool) -> dict[str, Figure]:
+    """KID and, if wanted, FID; beside them the floor: half of the real pictures, where `half` is true, against the rest."""
+    few = drawn[:KID_MOST]
+    a, b = real[half], real[~half]
     figures = {
-        "kid": figure(kid(vectors, real), f"unbiased; {sizes}"),
-        "kid_floor": figure(kid(a, b), f"unbiased; {floor_sizes}"),
+        "kid": figure(kid(few, real), f"unbiased; {len(few)} drawn against {len(real)} real; {INCEPTION}"),
+        "kid_floor": figure(kid(a[:KID_MOST], b), f"unbiased; {len(a[:KID_MOST])} against {len(b)} real; {INCEPTION}"),
     }
-    if protocol.fid:
-        figures["fid"] = figure(fid(vectors, real, FID_REPLICATES), sizes)
-        figures["fid_floor"] = figure(fid(a, b, FID_REPLICATES), floor_sizes)
+    if with_fid:
+        sizes = f"{len(drawn)} drawn against {len(real)} real; {INCEPTION}"
+        figures["fid"] = figure(fid(drawn, real, FID_REPLICATES), sizes)
+        figures["fid_floor"] = figure(fid(a, b, FID_REPLICATES), f"{len(a)} against {len(b)} real; {INCEPTION}")
     return figures
+
+
+def clip_scores(clip: Clip, drawn: NDArray[np.float32], real: NDArray[np.float32] | None) -> dict[str, Figure]:
+    """Mean cosines to the prompts, of drawn pictures `[N]` and of the real ones for the same prompts if there are any."""
+    line = f"mean cosine; {clip.name}"
+    scores = {"clip_score": figure(mean(drawn), f"{len(drawn)} drawn; {line}")}
+    if real is not None:
+        scores["clip_score_real"] = figure(mean(real), f"{len(real)} real; {line}")
+    return scores
 
 
 def verdicts(bench: Bench, drawn: Sequence[Pair], vectors: Vectors) -> dict[str, Figure]:
@@ -103,3 +87,10 @@ def memorised(drawn: Sequence[Pair], vectors: Vectors, reference: Sequence[Pair]
     return {
         "memorised": figure(share(hits), f"{len(drawn)} drawn, nearest of {len(real)} real; cosine of {INCEPTION}"),
     }
+
+
+def neighbours(bench: Bench, pairs: Sequence[Pair], train: Sequence[Pair]) -> dict[str, tuple[str, float]]:
+    """For the real picture of each pair the nearest training picture and the cosine to it: how unseen is it really?"""
+    rows, cosines = nearest(bench.real(pairs), bench.real(train))
+    near = zip(pairs, rows, cosines, strict=True)
+    return {pair.key: (train[row].key, round(float(cosine), 4)) for pair, row, cosine in near}

@@ -1,10 +1,6 @@
 """What is drawn, and what it is held against: the protocols of the paper's tables, and of ours."""
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-from snapfusion.data.pairs import Pair
 
 
 @dataclass(frozen=True)
@@ -33,18 +29,3 @@ PROTOCOLS = {
         Protocol("concepts", "concepts", None),
     )
 }
-
-
-def chosen(pairs: Sequence[Pair], count: int | None, purpose: str) -> list[Pair]:
-    """`count` of the pairs without replacement, or all if there are fewer; the same ones for the same purpose."""
-    return sorted(pairs, key=lambda pair: number(purpose, pair.key))[:count]
-
-
-def seed_of(pair: Pair) -> int:
-    """The seed with which a pair's prompt is drawn, 32 bits, the same in every protocol and for every model."""
-    return number("seed", pair.key) % 2**32
-
-
-def number(*words: str) -> int:
-    """A large number that depends on the words alone."""
-    return int.from_bytes(hashlib.sha256("|".join(words).encode()).digest()[:8], "big")

@@ -7,17 +7,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from snapfusion.bench import BATCH, Bench, open_bench
+from snapfusion.data.choice import chosen
 from snapfusion.data.pairs import INDEX, Pair, load_index
 from snapfusion.json_file import read_json, write_json
 from snapfusion.metrics import judge_a, judge_b
 from snapfusion.metrics.alignment import alignment
 from snapfusion.metrics.features import Vectors, VectorStore, image_vectors
 from snapfusion.metrics.weights import default_cache
-from snapfusion.stages.evaluate.bench import BATCH, Bench, open_bench
 from snapfusion.stages.evaluate.figures import Figure, measure, neighbours
 from snapfusion.stages.evaluate.model import Model, open_model
 from snapfusion.stages.evaluate.pictures import draw_pictures
-from snapfusion.stages.evaluate.protocol import PROTOCOLS, Protocol, chosen
+from snapfusion.stages.evaluate.protocol import PROTOCOLS, Protocol
 
 SOURCE = "source.json"
 RESULT = "result.json"

@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 from tqdm import tqdm
 
+from snapfusion.data.choice import number
 from snapfusion.data.pairs import Pair, read_images
 from snapfusion.data.prompts import prompt_of
 from snapfusion.metrics.alignment import GALLERY, Gallery, Judge, Subject, Verdict, fit_judge, half_of, judge_images
@@ -19,7 +20,6 @@ from snapfusion.metrics.features import (
     image_vectors,
     sentence_vectors,
 )
-from snapfusion.stages.evaluate.protocol import number
 
 BATCH = 16  # pictures that go through a backbone together
 
@@ -61,7 +61,7 @@ def open_bench(
 ) -> Bench:
     """Embed the real pictures, or read their vectors from the store, and train the judge on its half of `train`.
 
-    `module` is `metrics.judge_a` or `metrics.judge_b`. The same set gives the same judge on every run.
+    `module` is that of a judge, such as `metrics.judge_a`. The same set gives the same judge on every run.
     """
     backbone: Backbone = module.load_backbone(device, cache)
 
