@@ -1,5 +1,7 @@
 """Noise levels, steps and conversions against diffusers' DDIMScheduler and values worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -134,6 +136,16 @@ def test_config_round_trip_through_diffusers():
     assert theirs.alphas_cumprod[-1] == 0
 
 
+def test_the_steps_a_checkpoint_was_distilled_for_are_written_and_diffusers_draws_the_same():
+    distilled = replace(ZERO_SNR, distilled_steps=8)
+    config = distilled.to_config()
+    assert config["distilled_steps"] == 8
+    assert Schedule.from_config(config) == distilled
+    assert "distilled_steps" not in ZERO_SNR.to_config()
+    theirs, plain = DDIMScheduler.from_config(config), DDIMScheduler.from_config(ZERO_SNR.to_config())
+    assert torch.equal(theirs.alphas_cumprod, plain.alphas_cumprod)
+
+
 def test_stable_diffusions_config_is_read():
     schedule = Schedule.from_config(SD15)
     theirs = DDIMScheduler.from_config(SD15)
@@ -159,6 +171,8 @@ def test_stable_diffusions_config_is_read():
         ({"steps_offset": 1000}, "got steps_offset 1000"),
         ({"steps_offset": -1}, "got steps_offset -1"),
         ({"set_alpha_to_one": None}, "got set_alpha_to_one None"),
+        ({"distilled_steps": 1001}, "got distilled_steps 1001"),
+        ({"distilled_steps": "8"}, "got distilled_steps '8'"),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas"),
         ({"thresholding": True}, "thresholding"),
         ({"clip_sample": True}, "clip_sample"),

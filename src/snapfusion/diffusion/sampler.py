@@ -42,7 +42,7 @@ def sample(
     linspace spacing visits whole steps only. Raises `ValueError` for an unknown scheduler and unless 1 <= steps <= T.
     """
     if scheduler == "ddim":
-        return _ddim(predict, noise, _ddim_path(schedule, steps), schedule.prediction_type)
+        return _ddim(predict, noise, ddim_path(schedule, steps), schedule.prediction_type)
     if scheduler == "euler":
         path = _solver_path(schedule, schedule.timesteps(steps))
         # diffusers starts from x = 0, except with leading spacing, where z itself is the noise.
@@ -89,8 +89,8 @@ def _log_snr(level: Level[float]) -> float:
     return math.log(alpha / sigma) if sigma > 0 else math.inf
 
 
-def _ddim_path(schedule: Schedule, steps: int) -> list[Step]:
-    """From each t to t - T // steps, as diffusers: mostly, but not always, the t of the next call."""
+def ddim_path(schedule: Schedule, steps: int) -> list[Step]:
+    """DDIM's steps: from each t to t - T // steps, as diffusers; mostly, but not always, the t of the next call."""
     timesteps = schedule.timesteps(steps)
     stride = schedule.num_train_timesteps // steps
     return [Step(t, schedule.level(t), schedule.level(t - stride)) for t in timesteps]

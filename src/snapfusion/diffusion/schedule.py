@@ -50,6 +50,8 @@ def x_and_noise(
 class Schedule:
     """The noise levels of a checkpoint and the steps to visit. Fields and defaults are diffusers' `DDIMScheduler`'s.
 
+    One field is ours: `distilled_steps`, how many steps of DDIM the checkpoint was distilled for; 0 where it was not.
+
     Raises `ValueError` for an impossible value, and for epsilon prediction with zero terminal SNR: there the latent
     is nothing but noise, and predicting it says nothing about x.
     """
@@ -63,6 +65,7 @@ class Schedule:
     timestep_spacing: TimestepSpacing = "leading"
     steps_offset: int = 0
     set_alpha_to_one: bool = True
+    distilled_steps: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -76,6 +79,7 @@ class Schedule:
         _check(steps >= 2, "num_train_timesteps", steps, "at least 2")
         _check(0 < start <= end < 1, "beta_start, beta_end", (start, end), "0 < beta_start <= beta_end < 1")
         _check(0 <= self.steps_offset < steps, "steps_offset", self.steps_offset, f"0..{steps - 1}")
+        _check(0 <= self.distilled_steps <= steps, "distilled_steps", self.distilled_steps, f"0..{steps}")
         if self.rescale_betas_zero_snr:
             _check(
                 self.prediction_type == "v_prediction",
@@ -102,7 +106,10 @@ class Schedule:
 
     def to_config(self) -> dict[str, Any]:
         """Returns a `scheduler_config.json` which diffusers' `DDIMScheduler` loads."""
-        return {"_class_name": "DDIMScheduler", "clip_sample": False, **asdict(self)}
+        config = {"_class_name": "DDIMScheduler", "clip_sample": False, **asdict(self)}
+        if not self.distilled_steps:  # diffusers warns of what it does not know
+            del config["distilled_steps"]
+        return config
 
     @cached_property
     def alphas(self) -> NDArray[np.float64]:
