@@ -25,6 +25,7 @@ ROWS = (
     {"snapfusion"},
     {"generate", "sampling", "png"},
     {"settings"},
+    {"denoising"},
     {"checkpoint", "bundle", "table", "latents", "bench"},
     {"fit", "metrics", "runtimes", "data", "model", "diffusion", "picture_file"},
     {"tokens", "weights", "stage_folder"},

@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from snapfusion.denoising import denoising_loss, draw_batch
 from snapfusion.diffusion.schedule import Schedule
 from snapfusion.latents import Cache
-from snapfusion.stages.train.denoise import denoising_loss, draw_batch
 
 PROMPTS = (
     "a fox, 3D render", "a strawberry, soft gradient", "a rocket, cartoon", "a castle, black silhouette",

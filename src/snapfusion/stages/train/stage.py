@@ -7,7 +7,7 @@ Each part is skipped where its result is there; to resume after a kill, run the 
 
 import logging
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,18 +27,24 @@ from snapfusion.checkpoint import (
 )
 from snapfusion.data.pairs import Pair, load_index, read_images
 from snapfusion.data.stickers import build
-from snapfusion.fit import Fit, FitConfig, fit
+from snapfusion.denoising import denoising_loss, draw_batch
+from snapfusion.fit import Fit, FitConfig, Share, fit
 from snapfusion.json_file import read_json, write_json
 from snapfusion.latents import Cache, encode_images, encode_prompts, load_or_build
 from snapfusion.metrics.lpips import load_lpips
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.model.unet import ElasticUNet
+from snapfusion.progress import log_to_terminal
+from snapfusion.stage_folder import PausedError
 from snapfusion.stages.train.autoencoder import Reconstruct, draw_crops, sticker_autoencoder
-from snapfusion.stages.train.denoise import denoising_loss, draw_batch, sticker_schedule, sticker_unet
 from snapfusion.stages.train.sheet import PROMPTS
+from snapfusion.stages.train.unet import sticker_schedule, sticker_unet
 from snapfusion.stages.train.watch import Watch
 
 log = logging.getLogger(__name__)
+
+FREE = ("images", "patience", "observe_steps", "accumulate", "gradient_checkpointing", "tracker", "max_seconds")
+"""What may change in a run's config from one call to the next."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +82,20 @@ class Config:
     patience: int = 8
     """Looks without a better held-out loss after which the UNet's training stops."""
     seed: int = 0
+    accumulate: int = 1
+    """Parts in which each process computes its share of a batch, to save memory."""
+    gradient_checkpointing: bool = False
+    """Compute the UNet's activations twice, to save memory."""
+    tracker: str | None = "tensorboard"
+    """What draws the curves: any that accelerate knows by name."""
     max_seconds: float = math.inf
     """Stop cleanly after this long; the same command goes on."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished or paused run came to."""
+    """What a finished run came to."""
 
-    finished: bool
     steps: int
     images: int
     held_out_loss: float
@@ -92,14 +103,12 @@ class Result:
 
     def describe(self) -> str:
         """What happened, in a line."""
-        state = "finished" if self.finished else "paused; run the same command to go on"
-        seen = f"{self.images} pictures, held-out loss {self.held_out_loss:.4f}"
-        return f"{self.checkpoint}: {state} after {seen}"
+        return f"{self.checkpoint}: {self.images} pictures, held-out loss {self.held_out_loss:.4f}"
 
 
 def start(config: Config, data: Path | None, out: Path, init: Path | None = None) -> Result:
     """`run`, with progress on the terminal, on a set that is built first where `data` names none."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    log_to_terminal()
     return run(config, data if data is not None else build(out / "data", cache=out / "packages"), out, init)
 
 
@@ -111,6 +120,7 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
 
     Raises:
         ValueError: no set in `data`, no checkpoint in `init`, or `out` holds a run of another config.
+        PausedError: `max_seconds` are over; `out / "checkpoint"` then holds the best weights so far.
     """
     check_config(config, init, out)
     if (finished := read_result(config, out)) is not None:
@@ -154,13 +164,17 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
         vae,
         encode_prompts(list(PROMPTS), *text).to(device),
     )
-    fitted = train_unet(config, unet, cache, out / "unet", watch)
+    checkpoint, steps, paused = Checkpoint(tokenizer, config.length, text_encoder, unet, vae, schedule), 0, None
+    try:
+        steps = train_unet(config, unet, cache, out / "unet", watch).step
+    except PausedError as error:
+        paused = error  # but leave the best weights so far to look at
     best = watch.restore(unet)
-    save_checkpoint(
-        Checkpoint(tokenizer, config.length, text_encoder, unet, vae, schedule), out / "checkpoint", torch.float16
-    )
+    save_checkpoint(checkpoint, out / "checkpoint", torch.float16)
     load_checkpoint(out / "checkpoint")  # what was written is whole
-    result = Result(fitted.finished, fitted.step, fitted.step * config.batch, best, str(out / "checkpoint"))
+    if paused is not None:
+        raise paused
+    result = Result(steps, steps * config.batch, best, str(out / "checkpoint"))
     write_json(out / "result.json", {"config": printable(config), "result": asdict(result)})
     return result
 
@@ -170,9 +184,8 @@ def check_config(config: Config, init: Path | None, out: Path) -> None:
     wanted = {**printable(config), "init": None if init is None else str(init)}
     file = out / "config.json"
     if file.exists():
-        free = ("max_seconds", "images", "patience", "observe_steps")  # what may change from one call to the next
         there = read_json(file)
-        changed = [name for name in wanted if name not in free and there.get(name) != wanted[name]]
+        changed = [name for name in wanted if name not in FREE and there.get(name) != wanted[name]]
         if changed:
             name = changed[0]
             raise ValueError(
@@ -186,8 +199,9 @@ def read_result(config: Config, out: Path) -> Result | None:
     """What a run of this very config came to, if it is finished."""
     file = out / "result.json"
     written = read_json(file) if file.exists() else {}
-    finished = written.get("config") == printable(config) and written["result"]["finished"]
-    return Result(**written["result"]) if finished else None
+    if written.get("config") != printable(config):
+        return None
+    return Result(**{field.name: written["result"][field.name] for field in fields(Result)})
 
 
 def printable(config: Config) -> dict[str, Any]:
@@ -223,11 +237,11 @@ def train_autoencoder(
     lpips = load_lpips(levels=3).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     steps = config.autoencoder_images // config.autoencoder_batch
 
-    def loss(prepared: nn.Module, step: int) -> torch.Tensor:
-        image = draw_crops(images, config.seed, step, config.autoencoder_batch, images.shape[1])
-        return prepared(image.to(device), lpips, step)
+    def loss(prepared: nn.Module, step: int, share: Share) -> torch.Tensor:
+        image = draw_crops(images, config.seed, step, config.autoencoder_batch, images.shape[1])[share.rows]
+        return prepared(image.to(device), lpips, step, share)
 
-    fitted = fit(
+    fit(
         model,
         loss,
         FitConfig(
@@ -236,12 +250,13 @@ def train_autoencoder(
             config.autoencoder_lr,
             decay=2 * steps // 3,
             ema=0.998,
+            accumulate=config.accumulate,
+            tracker=config.tracker,
             max_seconds=config.max_seconds,
+            name="autoencoder",
         ),
         out / "autoencoder",
     )
-    if not fitted.finished:
-        raise SystemExit(f"paused at step {fitted.step} of {steps} of the autoencoder; run the same command to go on")
     vae = model.autoencoder.eval()
     if not encoder_stays:
         sample = np.random.default_rng(config.seed).permutation(len(images))[:512]
@@ -258,9 +273,9 @@ def train_unet(config: Config, unet: ElasticUNet, cache: Cache, folder: Path, wa
     unet.set_attn_processor(AttnProcessor())
     unet.train()
 
-    def loss(prepared: nn.Module, step: int) -> torch.Tensor:
+    def loss(prepared: nn.Module, step: int, share: Share) -> torch.Tensor:
         batch = draw_batch(cache, schedule, config.batch, config.dropout, config.seed, step, config.recoloured)
-        return denoising_loss(prepared, batch)
+        return denoising_loss(prepared, batch[share.rows])
 
     return fit(
         unet,
@@ -272,7 +287,11 @@ def train_unet(config: Config, unet: ElasticUNet, cache: Cache, folder: Path, wa
             config.warmup,
             decay=round(config.decay * steps),
             ema=config.ema,
+            accumulate=config.accumulate,
+            gradient_checkpointing=config.gradient_checkpointing,
+            tracker=config.tracker,
             max_seconds=config.max_seconds,
+            name="UNet",
         ),
         folder,
         watch,

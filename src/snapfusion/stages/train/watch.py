@@ -13,8 +13,8 @@ from torch import nn
 from snapfusion.latents import Cache
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.sampling import Sampling, decode, noise_of, pixels, sample_latents
-from snapfusion.stages.train.denoise import sticker_schedule
 from snapfusion.stages.train.sheet import PROMPTS, held_out_loss, tile
+from snapfusion.stages.train.unet import sticker_schedule
 from snapfusion.weights import write_weights
 
 log = logging.getLogger(__name__)

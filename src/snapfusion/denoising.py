@@ -1,4 +1,4 @@
-"""What the UNet is trained to do: predict v (Eq. 6), every noise level weighted by min-SNR."""
+"""What a UNet is trained to do: predict v (Eq. 6), or the noise where its checkpoint does that, weighted by min-SNR."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from snapfusion.diffusion.schedule import Schedule, add_noise, velocity
 from snapfusion.latents import Cache, draw_examples
-from snapfusion.model.architecture import Architecture
-from snapfusion.model.unet import ElasticUNet
 
 
 @dataclass(frozen=True)
@@ -19,32 +17,8 @@ class Batch:
     latent: Tensor  # [B, C, h, w], z_t
     t: Tensor  # [B] int64
     embedding: Tensor  # [B, L, D]
-    target: Tensor  # [B, C, h, w], v
+    target: Tensor  # [B, C, h, w], v or the noise
     weight: Tensor  # [B]
-
-
-def sticker_schedule() -> Schedule:
-    """Cosine, with no signal left at the last step, so that sampling may start from noise alone (arXiv 2305.08891)."""
-    return Schedule(
-        beta_schedule="squaredcos_cap_v2",
-        rescale_betas_zero_snr=True,
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-    )
-
-
-def sticker_unet(channels: int, cross_attention_dim: int) -> ElasticUNet:
-    """The stickers base's UNet: Stable Diffusion v1.5's topology at a fifth of its widths, heads 32 wide."""
-    widths = (64, 128, 192, 256)
-    return ElasticUNet(
-        architecture=Architecture.sd15(widths),
-        sample_size=16,
-        in_channels=channels,
-        out_channels=channels,
-        cross_attention_dim=cross_attention_dim,
-        num_attention_heads=tuple(width // 32 for width in widths),
-        norm_num_groups=32,
-    )
 
 
 def draw_batch(
@@ -59,19 +33,29 @@ def draw_batch(
         latent=add_noise(drawn.x, drawn.noise, alpha, sigma),
         t=torch.from_numpy(t).to(device),
         embedding=drawn.dropped_embedding(),
-        target=velocity(drawn.x, drawn.noise, alpha, sigma),
+        target=velocity(drawn.x, drawn.noise, alpha, sigma)
+        if schedule.prediction_type == "v_prediction"
+        else drawn.noise,
         weight=min_snr_weight(schedule, t).to(device),
     )
 
 
 def min_snr_weight(schedule: Schedule, t: np.ndarray, gamma: float = 5.0) -> Tensor:
-    """min(SNR, gamma) / (SNR + 1) at steps `t` `[B]`: min-SNR weighting for v (arXiv 2303.09556, section 3.4)."""
+    """Min-SNR weights (arXiv 2303.09556, section 3.4) at steps `t` `[B]`: of x's error min(SNR, gamma).
+
+    That is min(SNR, gamma) / (SNR + 1) for v, min(SNR, gamma) / SNR for the noise.
+    """
     alpha2, sigma2 = schedule.alphas[t] ** 2, schedule.sigmas[t] ** 2
     # (SNR + 1) = 1 / sigma^2; written so that nothing is divided by sigma = 0.
-    return torch.from_numpy(np.minimum(alpha2, gamma * sigma2)).float()
+    weight = np.minimum(alpha2, gamma * sigma2)
+    return torch.from_numpy(weight if schedule.prediction_type == "v_prediction" else weight / alpha2).float()
 
 
 def denoising_loss(unet: nn.Module, batch: Batch) -> Tensor:
     """Weighted mean of ||v_hat - v||^2 over the batch."""
-    prediction = unet(batch.latent, batch.t, batch.embedding).sample.float()
-    return (batch.weight * (prediction - batch.target).square().mean(dim=(1, 2, 3))).mean()
+    return weighted_error(unet(batch.latent, batch.t, batch.embedding).sample.float(), batch.target, batch.weight)
+
+
+def weighted_error(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean squared error of `[B, C, h, w]`, each row times its weight `[B]`."""
+    return (weight * (prediction - target).square().mean(dim=(1, 2, 3))).mean()

@@ -1,0 +1,56 @@
+"""What a UNet is trained to find in a batch, and how much each noise level counts."""
+
+import numpy as np
+import pytest
+import torch
+
+from snapfusion.denoising import draw_batch, min_snr_weight
+from snapfusion.diffusion.schedule import Schedule, x_and_noise
+from snapfusion.latents import Cache
+from snapfusion.stages.train.unet import sticker_schedule
+
+NOISE_SCHEDULE = Schedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)  # Stable Diffusion's
+
+
+def test_batches_depend_on_seed_and_step_alone() -> None:
+    cache = Cache(
+        latents=torch.randn(6, 4, 8, 8).half(),
+        mirrored=torch.randn(6, 4, 8, 8).half(),
+        captions=torch.arange(12).reshape(6, 2),
+        embeddings=torch.randn(12, 5, 3).half(),
+        recoloured=torch.tensor([False] * 4 + [True] * 2),
+    )
+    schedule = sticker_schedule()
+    first = draw_batch(cache, schedule, 512, dropout=0.1, seed=3, step=7, recoloured=0.25)
+    again = draw_batch(cache, schedule, 512, dropout=0.1, seed=3, step=7, recoloured=0.25)
+    assert torch.equal(first.latent, again.latent)
+    empty = (first.embedding == cache.embeddings[0].float()).all(dim=(1, 2)).float().mean().item()
+    assert empty == pytest.approx(0.1 + 0.9 * 0.75 / 8, abs=0.05)  # dropped, or row 0's first sentence is the empty one
+    # v and z at (alpha, sigma) give x back, exactly one of the cached latents
+    alpha, sigma = (torch.from_numpy(level[first.t.numpy()]).float()[:, None, None, None]
+                    for level in (schedule.alphas, schedule.sigmas))  # fmt: skip
+    x, noise = x_and_noise(first.target, first.latent, alpha, sigma, "v_prediction")
+    known = torch.cat([cache.latents, cache.mirrored]).float()
+    assert (x[:, None] - known[None]).abs().amax(dim=(2, 3, 4)).min(dim=1).values.max() < 1e-4
+    assert noise.std().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(("schedule", "other"), [(sticker_schedule(), 1), (NOISE_SCHEDULE, 0)])
+def test_min_snr_weight_by_hand(schedule: Schedule, other: int) -> None:
+    t = np.array([0, 500, 999])
+    snr = (schedule.alphas[t] / np.maximum(schedule.sigmas[t], 1e-12)) ** 2
+    expected = np.minimum(snr, 5) / (snr + other)
+    np.testing.assert_allclose(min_snr_weight(schedule, t).numpy(), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_where_the_checkpoint_predicts_noise_the_noise_is_the_target() -> None:
+    cache = Cache(
+        latents=torch.zeros(1, 4, 8, 8).half(),
+        mirrored=torch.zeros(1, 4, 8, 8).half(),
+        captions=torch.zeros(1, 1, dtype=torch.int64),
+        embeddings=torch.zeros(1, 5, 3).half(),
+        recoloured=torch.zeros(1, dtype=torch.bool),
+    )
+    batch = draw_batch(cache, NOISE_SCHEDULE, 4, dropout=0.0, seed=0, step=0, recoloured=0.0)
+    sigma = torch.from_numpy(NOISE_SCHEDULE.sigmas[batch.t.numpy()]).float()[:, None, None, None]
+    torch.testing.assert_close(batch.latent, sigma * batch.target)  # z = sigma eps, for x is nothing
