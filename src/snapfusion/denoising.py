@@ -1,6 +1,6 @@
 """What a UNet is trained to do: predict v (Eq. 6), or the noise where its checkpoint does that, weighted by min-SNR."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -19,6 +19,10 @@ class Batch:
     embedding: Tensor  # [B, L, D]
     target: Tensor  # [B, C, h, w], v or the noise
     weight: Tensor  # [B]
+
+    def __getitem__(self, rows: slice) -> "Batch":
+        """Some of its rows: a process's share."""
+        return Batch(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
 def draw_batch(
