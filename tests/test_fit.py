@@ -1,17 +1,27 @@
-"""The training loop: schedule, resuming, averages, and what it refuses."""
+"""The training loop: schedule, resuming, averages, shares of a batch, and what it refuses."""
 
+import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
 from torch import nn
 
-from snapfusion.fit import Fit, FitConfig, fit, learning_rate
+import tiny_models
+from snapfusion.fit import WHOLE, Fit, FitConfig, Share, fit, learning_rate
+from snapfusion.stage_folder import PausedError
 
-CONFIG = FitConfig(steps=30, batch=4, lr=0.05, warmup=5, decay=10, ema=0.9, precision="no", log_steps=5, save_seconds=0)
+CONFIG = FitConfig(
+    steps=30, batch=4, lr=0.05, warmup=5, decay=10, ema=0.9, precision="no", log_steps=5, save_seconds=0, tracker=None
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +37,8 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
 
 
-def loss(net: nn.Module, step: int) -> torch.Tensor:
-    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+def loss(net: nn.Module, step: int, share: Share = WHOLE) -> torch.Tensor:
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))[share.rows]
     return (net(x) - x.sum(dim=1, keepdim=True)).square().mean()
 
 
@@ -42,7 +52,7 @@ def test_learning_rate_rises_holds_and_falls() -> None:
 def test_it_learns(tmp_path: Path) -> None:
     net = model()
     before = loss(net, 1000).item()
-    assert fit(net, loss, CONFIG, tmp_path).finished
+    assert fit(net, loss, CONFIG, tmp_path).step == 30
     assert loss(net, 1000).item() < before / 2
 
 
@@ -55,10 +65,10 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path
     undisturbed = model()
     fit(undisturbed, loss, CONFIG, tmp_path / "a")
 
-    def deadly(net: nn.Module, step: int) -> torch.Tensor:
+    def deadly(net: nn.Module, step: int, share: Share) -> torch.Tensor:
         if step == killed_at:
             raise Killed
-        return loss(net, step)
+        return loss(net, step, share)
 
     with pytest.raises(Killed):
         fit(model(), deadly, CONFIG, tmp_path / "b")
@@ -68,20 +78,101 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path
         assert torch.equal(ours, theirs)
 
 
-def test_accumulating_equals_a_larger_batch(tmp_path: Path) -> None:
-    config = FitConfig(steps=5, batch=8, lr=0.05, warmup=0, ema=0.0, precision="no")
+def test_shares_are_the_batch_and_every_one_has_all_layers() -> None:
+    rows = list(range(12))
+    shares = [rows[Share(index, 3).rows] for index in range(3)]
+    assert shares == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+    assert rows[WHOLE.rows] == rows
 
-    def halves(net: nn.Module, part: int) -> torch.Tensor:
-        return loss(net, part)
 
-    def whole(net: nn.Module, step: int) -> torch.Tensor:
-        return (loss(net, 2 * step) + loss(net, 2 * step + 1)) / 2
-
+def test_accumulating_changes_nothing(tmp_path: Path) -> None:
     first, second = model(), model()
-    fit(first, halves, FitConfig(**{**vars(config), "accumulate": 2}), tmp_path / "a")
-    fit(second, whole, config, tmp_path / "b")
+    fit(first, loss, replace(CONFIG, accumulate=2), tmp_path / "a")
+    fit(second, loss, CONFIG, tmp_path / "b")
     for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got a batch of 4, expected one that divides into 3 equal shares"):
+        fit(model(), loss, replace(CONFIG, accumulate=3), tmp_path)
+
+
+def train_here(folder: Path) -> None:
+    """Train in this process, one of several if accelerate says so; leave what it saw and what it came to."""
+    losses: list[float] = []
+
+    def seen(net: nn.Module, step: int, share: Share) -> torch.Tensor:
+        value = loss(net, step, share)
+        losses.append(value.item())
+        return value
+
+    net = model()
+    fit(net, seen, CONFIG, folder / "state")
+    rank = PartialState().process_index
+    weights = [weight.flatten().tolist() for weight in net.parameters()]
+    (folder / f"{rank}.json").write_text(json.dumps({"losses": losses, "weights": weights}))
+
+
+@pytest.mark.slow
+def test_two_processes_see_the_losses_of_one_with_twice_the_batch(tmp_path: Path) -> None:
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+    train_here(tmp_path / "1")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
+    subprocess.run([*launch, __file__, str(tmp_path / "2")], check=True, timeout=300, env=environment)
+    alone, a, b = (json.loads((tmp_path / name).read_text()) for name in ("1/0.json", "2/0.json", "2/1.json"))
+    halves = [(x + y) / 2 for x, y in zip(a["losses"], b["losses"], strict=True)]
+    assert halves == pytest.approx(alone["losses"], rel=1e-5)
+    assert a["losses"] != b["losses"]
+    assert a["weights"] == b["weights"]
+    for ours, theirs in zip(a["weights"], alone["weights"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+
+
+def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
+    trained = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        unet = tiny_models.tiny_unet().train()
+        entered = []
+        unet.mid_block.resnets["0"].register_forward_pre_hook(lambda *_, entered=entered: entered.append(1))
+
+        def loss(net: nn.Module, step: int, share: Share) -> torch.Tensor:
+            return net(torch.ones(1, 4, 16, 16), 3, torch.ones(1, 5, tiny_models.WIDTH)).sample.square().mean()
+
+        config = replace(CONFIG, steps=2, batch=1, gradient_checkpointing=checkpointing)
+        fit(unet, loss, config, tmp_path / str(checkpointing))
+        trained.append(unet.state_dict())
+        assert len(entered) == 2 * (1 + checkpointing)  # once more in every backward pass
+    for name, weight in trained[0].items():
+        torch.testing.assert_close(trained[1][name], weight)
+
+
+def test_a_run_out_of_time_pauses_and_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    undisturbed, net = model(), model()
+    fit(undisturbed, loss, CONFIG, tmp_path / "a")
+    with pytest.raises(PausedError, match="base paused at step 1 of 30; run the same command to go on"):
+        fit(net, loss, replace(CONFIG, max_seconds=0, name="base"), tmp_path / "b")
+    fit(net, loss, CONFIG, tmp_path / "b")
+    for ours, theirs in zip(net.parameters(), undisturbed.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_tracker_is_told(tmp_path: Path) -> None:
+    fit(model(), loss, replace(CONFIG, tracker="tensorboard"), tmp_path)
+    assert list((tmp_path / "snapfusion").glob("events*"))
+    with pytest.raises(ValueError, match="got tracker 'pigeon', expected one of"):
+        fit(model(), loss, replace(CONFIG, tracker="pigeon"), tmp_path)
+
+
+def test_progress_is_lines_where_there_is_no_terminal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "snapfusion"):
+        fit(model(), loss, replace(CONFIG, name="base"), tmp_path)
+    lines = caplog.messages
+    assert len(lines) == 6
+    assert re.fullmatch(r"base  step 5/30  loss \d+\.\d{4}  \d+\.\d img/s  0 min \d\d s left", lines[0])
 
 
 def test_the_weights_it_leaves_are_the_average(tmp_path: Path) -> None:
@@ -91,7 +182,7 @@ def test_the_weights_it_leaves_are_the_average(tmp_path: Path) -> None:
     config = FitConfig(
         steps=3, batch=1, lr=1.0, warmup=0, weight_decay=0, ema=0.5, clip=1e9, precision="no", log_steps=1
     )
-    fit(net, lambda net, step: net(torch.ones(1, 1)).sum(), config, tmp_path)
+    fit(net, lambda net, step, share: net(torch.ones(1, 1)).sum(), config, tmp_path)
     average, weight = 0.0, 0.0
     for step in range(1, 4):
         weight -= 1.0
@@ -110,15 +201,15 @@ def test_observe_sees_averages_and_may_stop(tmp_path: Path) -> None:
     ended = fit(model(), loss, CONFIG, tmp_path, observe, observe_steps=5)
     assert seen == [5, 10]
     assert isinstance(ended, Fit)
-    assert (ended.step, ended.finished) == (10, True)
+    assert ended.step == 10
 
 
 def test_a_loss_that_is_not_finite_is_an_error_and_the_last_good_state_stays(tmp_path: Path) -> None:
-    def broken(net: nn.Module, step: int) -> torch.Tensor:
+    def broken(net: nn.Module, step: int, share: Share) -> torch.Tensor:
         return loss(net, step) * (float("nan") if step == 20 else 1)
 
-    config = FitConfig(**{**vars(CONFIG), "save_seconds": 1e9})
-    fit(model(), loss, FitConfig(**{**vars(config), "steps": 10}), tmp_path)
+    config = replace(CONFIG, save_seconds=1e9)
+    fit(model(), loss, replace(config, steps=10), tmp_path)
     before = (tmp_path / "state.safetensors").read_bytes()
     with pytest.raises(ValueError, match="got a loss of nan at step 25, expected a finite one"):
         fit(model(), broken, config, tmp_path)
@@ -126,7 +217,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_the_last_good_state_stays(tmp
 
 
 def test_a_loss_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
-    def broken(net: nn.Module, step: int) -> torch.Tensor:
+    def broken(net: nn.Module, step: int, share: Share) -> torch.Tensor:
         return loss(net, step) * (float("nan") if step == 21 else 1)
 
     with pytest.raises(ValueError, match="at step 22"):
@@ -136,6 +227,31 @@ def test_a_loss_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
 
 
 def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
-    fit(model(), loss, FitConfig(**{**vars(CONFIG), "steps": 1}), tmp_path)
+    fit(model(), loss, replace(CONFIG, steps=1), tmp_path)
     with pytest.raises(ValueError, match="another model"):
         fit(nn.Linear(3, 1), loss, CONFIG, tmp_path)
+
+
+def test_a_corrupt_state_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "state.safetensors").write_bytes(b"not a state")
+    with pytest.raises(ValueError, match=r"state\.safetensors: expected a whole safetensors file .* run again"):
+        fit(model(), loss, CONFIG, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_an_os_error_and_the_last_good_state_stays(tmp_path: Path) -> None:
+    """The system lets this process write no file of more than 1,000 bytes."""
+    fit(model(), loss, replace(CONFIG, steps=1), tmp_path)
+    before = (tmp_path / "state.safetensors").read_bytes()
+    limit = "import resource as r, signal; r.setrlimit(r.RLIMIT_FSIZE, (1000, 1000)); "
+    code = f"{limit}signal.signal(signal.SIGXFSZ, signal.SIG_IGN); import test_fit as t, sys, pathlib as p"
+    fill = "t.fit(t.model(), t.loss, t.CONFIG, p.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", f"{code}; {fill}", str(tmp_path)]
+    ended = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    assert ended.stderr.splitlines()[-1].startswith("OSError: [Errno 27] File too large")
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+if __name__ == "__main__":
+    train_here(Path(sys.argv[1]))

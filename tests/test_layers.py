@@ -28,7 +28,7 @@ ROWS = (
     {"denoising"},
     {"checkpoint", "bundle", "table", "latents", "bench"},
     {"fit", "metrics", "runtimes", "data", "model", "diffusion", "picture_file"},
-    {"tokens", "weights", "stage_folder"},
+    {"tokens", "weights", "stage_folder", "progress"},
     {"json_file"},
 )
 DRAWING = (

@@ -4,6 +4,7 @@
 `generate` starts in a blink, and a command that trains may need an extra.
 """
 
+import errno
 import functools
 import io
 import re
@@ -17,10 +18,12 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
 from snapfusion import __version__
+from snapfusion.stage_folder import PausedError
 
 Command = Callable[..., None]
 
 DRAWING = re.compile(r"\x1b\[[0-9;]*m|[╭╮╰╯│]")  # what tyro draws around a message
+PAUSED = 75  # the exit status of what is to be run again: EX_TEMPFAIL of sysexits.h
 RULE = re.compile(r"^\s*─{3,}\s*$", re.MULTILINE)
 
 
@@ -88,20 +91,40 @@ def train_stickers() -> Command:
 
 
 def evaluate() -> Command:
-    """Measure a bundle or a checkpoint against real pictures."""
+    """Measure bundles or checkpoints against real pictures and each other."""
     from snapfusion.stages.evaluate import stage
 
     def command(
-        model: Positional[Path], *, data: Path, out: Path, config: Annotated[stage.Config, OmitArgPrefixes]
+        models: Positional[tuple[Path, ...]],
+        *,
+        out: Path,
+        sources: Annotated[stage.Sources, OmitArgPrefixes],
+        config: Annotated[stage.Config, OmitArgPrefixes],
     ) -> None:
-        """Draw what prompts of the sticker set ask for, and judge it: KID, FID, alignment, style, memorisation.
+        """Draw what prompts ask for, judge it, count what it costs and time it: report.html, and pairs.html.
 
         Args:
-            model: A bundle or a checkpoint.
-            data: A built sticker set.
-            out: The folder of the pictures and of result.json.
+            models: Bundles or checkpoints, the base first.
+            out: The folder of the report and of every model's pictures and figures.
         """
-        print(stage.run(config, model, data, out).describe())
+        print(stage.run(config, models, sources, out).describe())
+
+    return command
+
+
+def preferences() -> Command:
+    """Count what people chose on a report's page of blind pairs."""
+    from snapfusion.stages.evaluate import pairs
+
+    def command(answers: Positional[tuple[Path, ...]], *, report: Path) -> None:
+        """Say how often people preferred each model to the base.
+
+        Args:
+            answers: Files that the page of pairs saved.
+            report: The folder of the evaluation that the page belongs to.
+        """
+        for preference in pairs.preferences(answers, report / "report.json"):
+            print(preference.describe())
 
     return command
 
@@ -112,6 +135,7 @@ COMMANDS: dict[str, Callable[[], Command]] = {
     "train stickers": train_stickers,
     "export": export,
     "evaluate": evaluate,
+    "preferences": preferences,
 }
 
 
@@ -125,7 +149,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.name is None or error.name.split(".")[0] == "snapfusion":
             raise
         return _fail(f"needs {error.name}, which is not installed: pip install 'snapfusion[compress]'")
-    except (ValueError, OSError) as error:
+    except PausedError as pause:
+        return _fail(str(pause), PAUSED)
+    except OSError as error:
+        advice = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
+        return _fail(f"{error}{advice}")
+    except ValueError as error:
         return _fail(str(error))
     return 0
 

@@ -1,29 +1,51 @@
-"""The one training loop: loss -> gradient -> EMA -> save -> resume.
+"""The one training loop: loss -> gradient -> EMA -> save -> resume, on as many processes as accelerate started.
 
-It knows neither network nor data. A loss is a function `loss(model, step) -> scalar tensor` that draws its own batch
-from (seed, step), so the run holds no random state, and a run that was killed and started again computes what an
-undisturbed one computes.
+It knows neither network nor data. A loss is a function `loss(model, step, share) -> scalar tensor`: it draws the batch
+of that step from (seed, step) and takes the mean over the rows of its share. So the run holds no random state, a run
+that was killed and started again computes what an undisturbed one computes, and neither the number of processes nor
+accumulation changes what it comes to.
 """
 
 import json
-import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import LoggerType, broadcast
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.training_utils import EMAModel
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-log = logging.getLogger(__name__)
+from snapfusion.progress import progress
+from snapfusion.stage_folder import PausedError
+from snapfusion.weights import load_whole, save_whole
 
 STATE = "state.safetensors"
-Loss = Callable[[nn.Module, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of `count` equal parts of a step's batch: what one process computes in one call of the loss.
+
+    Whatever is random is drawn for the whole batch, and `batch[share.rows]` is taken of it.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def rows(self) -> slice:
+        """Every `count`-th row, so that what is drawn in layers, as noise levels are, is so in every share."""
+        return slice(self.index, None, self.count)
+
+
+WHOLE = Share()
+Loss = Callable[[nn.Module, int, Share], Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,7 +53,7 @@ class FitConfig:
     """How long, how fast, how smooth, how often."""
 
     steps: int
-    batch: int  # pictures a step, only to report img/s
+    batch: int  # pictures a step, over all processes and parts
     lr: float = 5e-4
     warmup: int = 200  # steps over which the learning rate rises
     decay: int = 0  # last steps over which it falls to zero, along a cosine
@@ -39,19 +61,22 @@ class FitConfig:
     weight_decay: float = 0.01
     clip: float = 1.0  # largest gradient norm
     ema: float = 0.999
-    accumulate: int = 1  # calls of the loss for one step
+    accumulate: int = 1  # parts in which a process computes its rows of a step, to save memory
+    gradient_checkpointing: bool = False  # compute activations twice, to save memory
+    skips_blocks: bool = False  # whether a step may leave some parameters unused
     precision: str = "bf16"  # "no", "bf16" or "fp16"
     save_seconds: float = 180.0
     log_steps: int = 50
+    tracker: str | None = "tensorboard"  # any that accelerate knows by name
     max_seconds: float = math.inf  # stop cleanly after this long; the same call goes on
+    name: str = "training"  # what people see beside the progress
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Where a call of `fit` ended."""
+    """What a finished call of `fit` came to."""
 
     step: int
-    finished: bool
     loss: float  # mean over the last reports
     images_per_second: float
 
@@ -72,78 +97,129 @@ def fit(
     observe: Callable[[int, nn.Module], bool] | None = None,
     observe_steps: int = 1000,
 ) -> Fit:
-    """Train `model` in place; on return it holds the EMA weights.
+    """Train `model` in place; when it is done or pauses, `model` holds the EMA weights.
 
-    State goes to `folder / "state.safetensors"` every `save_seconds` and at the end, written beside and renamed; the
-    same call on the same folder goes on from there. `observe(step, model)` sees the model with its EMA weights every
-    `observe_steps` and says whether to stop.
+    State goes to `folder / "state.safetensors"` every `save_seconds` and at the end, whole or not at all; the same call
+    on the same folder goes on from there. `observe(step, model)` sees the model with its EMA weights every
+    `observe_steps`, in the main process, and says whether to stop.
 
     Raises:
-        ValueError: the loss is not finite (the last good state stays on disk), or the state is of another model.
+        ValueError: the loss is not finite (the last good state stays on disk), the state is of another model, or the
+            batch does not divide into equal shares.
+        PausedError: `max_seconds` are over before the last step; what was reached is saved.
     """
-    accelerator = Accelerator(
-        mixed_precision=config.precision,
-        gradient_accumulation_steps=config.accumulate,
-        log_with="tensorboard",
-        project_dir=str(folder),
-    )
+    accelerator = begin(config, folder)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
     ema = EMAModel(model.parameters(), decay=config.ema, use_ema_warmup=True, power=0.75, foreach=True)
     step = restore(folder / STATE, model, optimizer, ema)
     ema.to(accelerator.device)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.init_trackers("tensorboard")
+    if config.gradient_checkpointing:
+        cast(ModelMixin, model).enable_gradient_checkpointing()
+    prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
 
     started = saved = reported = time.monotonic()
-    first, losses, rate, mean, stop = step, [], 0.0, math.nan, False
-    while not stop and step < config.steps and time.monotonic() - started < config.max_seconds:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
-        for part in range(config.accumulate):
-            with accelerator.accumulate(prepared):
-                value = loss(prepared, step * config.accumulate + part)
-                losses.append(value.detach())
-                accelerator.backward(value)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(prepared.parameters(), config.clip)
-                optimizer.step()
-                optimizer.zero_grad()
-        ema.step(model.parameters())
-        step += 1
+    first, losses, rate, mean, stop, paused = step, [], 0.0, math.nan, False, False
+    with progress(config.name, step, config.steps) as show:
+        while not (stop or paused or step >= config.steps):
+            losses += take_step(accelerator, prepared, prepared_optimizer, loss, step, config)
+            ema.step(model.parameters())
+            step += 1
+            show(step)
 
-        save_due = time.monotonic() - saved > config.save_seconds
-        log_due = step % config.log_steps == 0 or step == config.steps
-        if losses and (save_due or log_due):  # what is not finite must not reach the disk
-            mean = finite_mean(losses, step, folder)
-        if log_due:
-            rate = config.batch * (step - first) / (time.monotonic() - reported)
-            left = (config.steps - step) * config.batch / rate / 60
-            log.info("step %d/%d  loss %.4f  %.1f img/s  %.0f min left", step, config.steps, mean, rate, left)
-            accelerator.log({"loss": mean, "images_per_second": rate, "lr": learning_rate(step, config)}, step)
-            first, losses, reported = step, [], time.monotonic()
-        if accelerator.is_main_process:
+            now = time.monotonic()
+            save_due, paused = agreed(
+                accelerator, now - saved > config.save_seconds, now - started > config.max_seconds
+            )
+            log_due = paused or step % config.log_steps == 0 or step == config.steps
+            if save_due or log_due:  # what is not finite must not reach the disk
+                mean = finite_mean(accelerator, losses, step, folder)
+            if log_due:
+                rate = config.batch * (step - first) / (now - reported)
+                show(step, mean, rate)
+                accelerator.log({"loss": mean, "images_per_second": rate, "lr": learning_rate(step, config)}, step)
+                first, losses, reported = step, [], now
             if save_due:
-                save(folder / STATE, step, model, optimizer, ema)
+                save(accelerator, folder / STATE, step, model, optimizer, ema)
                 saved = time.monotonic()
             if observe is not None and step % observe_steps == 0:
                 ema.store(model.parameters())
                 ema.copy_to(model.parameters())
-                stop = observe(step, model)
+                (stop,) = agreed(accelerator, accelerator.is_main_process and observe(step, model))
                 ema.restore(model.parameters())
 
-    mean = finite_mean(losses, step, folder) if losses else mean
-    if accelerator.is_main_process:
-        save(folder / STATE, step, model, optimizer, ema)
+    if losses:
+        mean = finite_mean(accelerator, losses, step, folder)
+    save(accelerator, folder / STATE, step, model, optimizer, ema)
     ema.copy_to(model.parameters())
-    accelerator.end_training()
-    return Fit(step=step, finished=stop or step >= config.steps, loss=mean, images_per_second=rate)
+    end(accelerator)
+    if paused and not stop and step < config.steps:
+        raise PausedError(f"{config.name} paused at step {step} of {config.steps}; run the same command to go on")
+    return Fit(step, mean, rate)
 
 
-def finite_mean(losses: list[Tensor], step: int, folder: Path) -> float:
-    """The mean of the losses since the last report. Raises `ValueError` where one of them is not finite."""
-    mean = torch.stack(losses).mean().item()
+def begin(config: FitConfig, folder: Path) -> Accelerator:
+    """accelerate, with its tracker started."""
+    trackers = [name for name in LoggerType.list() if name != "all"]
+    if config.tracker not in (None, *trackers):
+        raise ValueError(f"got tracker {config.tracker!r}, expected one of {', '.join(trackers)}")
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        gradient_accumulation_steps=config.accumulate,
+        log_with=config.tracker,
+        project_dir=str(folder),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.skips_blocks)],
+    )
+    if config.batch % (shares := config.accumulate * accelerator.num_processes):
+        raise ValueError(f"got a batch of {config.batch}, expected one that divides into {shares} equal shares")
+    accelerator.init_trackers("snapfusion")
+    return accelerator
+
+
+def end(accelerator: Accelerator) -> None:
+    """Wait for the main process to have saved. The process group stays: the next stage trains in it too."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.wait_for_everyone()
+
+
+def take_step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Loss,
+    step: int,
+    config: FitConfig,
+) -> list[Tensor]:
+    """Move the weights once; returns the losses of this process's shares."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, config)
+    processes, losses = accelerator.num_processes, []
+    for part in range(config.accumulate):
+        with accelerator.accumulate(model):
+            value = loss(
+                model, step, Share(part * processes + accelerator.process_index, config.accumulate * processes)
+            )
+            losses.append(value.detach())
+            accelerator.backward(value)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), config.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+    return losses
+
+
+def agreed(accelerator: Accelerator, *answers: bool) -> list[bool]:
+    """The main process's answers in every process: their clocks differ, and all have to do the same."""
+    if accelerator.num_processes == 1:
+        return list(answers)
+    return [bool(answer) for answer in broadcast(torch.tensor(answers, dtype=torch.int, device=accelerator.device))]
+
+
+def finite_mean(accelerator: Accelerator, losses: list[Tensor], step: int, folder: Path) -> float:
+    """The mean over all processes since the last report. Raises `ValueError` where a loss is not finite."""
+    mean = cast(Tensor, accelerator.reduce(torch.stack(losses).mean().float(), "mean")).item()
     if not math.isfinite(mean):
         raise ValueError(
             f"got a loss of {mean} at step {step}, expected a finite one; the state of the last save is in {folder}: "
@@ -152,26 +228,26 @@ def finite_mean(losses: list[Tensor], step: int, folder: Path) -> float:
     return mean
 
 
-def save(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel) -> None:
-    """Write weights, moments and averages as one safetensors file: whole or not at all."""
+def save(
+    accelerator: Accelerator, path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel
+) -> None:
+    """Write weights, moments and averages as one safetensors file, in the main process."""
+    if not accelerator.is_main_process:
+        return
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"ema.{index}": value for index, value in enumerate(ema.shadow_params)}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-    partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    save_file(plain, partial, metadata={"fit": json.dumps({"step": step, "ema_steps": ema.optimization_step})})
-    partial.replace(path)
+    save_whole(plain, path, {"fit": json.dumps({"step": step, "ema_steps": ema.optimization_step})})
 
 
 def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel) -> int:
     """Load what `save` wrote, if it is there, and return the step to go on from."""
     if not path.exists():
         return 0
-    with safe_open(path, framework="pt") as file:
-        at = json.loads(file.metadata()["fit"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata, tensors = load_whole(path)
+    at = json.loads(metadata["fit"])
     weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     if {name: value.shape for name, value in weights.items()} != {n: v.shape for n, v in model.state_dict().items()}:
         raise ValueError(f"got the state of another model in {path}, expected this one's; name another output folder")

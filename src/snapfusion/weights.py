@@ -3,12 +3,14 @@
 Read: float16, bfloat16 or float32; one file, one named `.fp16`, or shards with an index. Written: one file.
 """
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -63,7 +65,32 @@ def write_weights(weights: Mapping[str, Tensor], file: Path, dtype: torch.dtype)
     for name, weight in stored.items():
         if not weight.isfinite().all():
             raise ValueError(f"{file}: {name}: got values that are not finite as {dtype}, expected finite weights")
-    save_file(stored, file, metadata={"format": "pt"})
+    save_whole(stored, file, {"format": "pt"})
+
+
+def save_whole(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file and its folder: whole or not at all. Raises `OSError` where the disk takes no more."""
+    partial = file.with_name(f"{file.name}.partial")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file(dict(tensors), partial, dict(metadata))
+        partial.replace(file)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_whole(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a file that `save_whole` wrote. Raises `ValueError` where it is not as it was written."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{file}: expected a whole safetensors file ({error}); remove it and run again") from error
 
 
 def _files(folder: Path, stem: str) -> list[Path]:

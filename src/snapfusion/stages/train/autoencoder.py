@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from snapfusion.fit import WHOLE, Share
 from snapfusion.metrics.lpips import Lpips
 from snapfusion.model.decoder import PatchAutoencoderKL
 
@@ -55,13 +56,18 @@ class Reconstruct(nn.Module):
         self.autoencoder = autoencoder
         self.kl_weight, self.lpips_weight = kl_weight, lpips_weight
 
-    def forward(self, image: Tensor, lpips: Lpips, seed: int) -> Tensor:
-        """Image `[B, 3, H, W]` in -1..1 -> scalar loss. `seed` draws the latent's noise and the corner for LPIPS."""
+    def forward(self, image: Tensor, lpips: Lpips, seed: int, share: Share = WHOLE) -> Tensor:
+        """A share of a batch's images, `[B, 3, H, W]` in -1..1 -> scalar loss.
+
+        `seed` draws the noise of all the batch's latents, and the corner for LPIPS.
+        """
         generator = torch.Generator(image.device).manual_seed(seed)
         posterior = self.autoencoder.encode(image).latent_dist
-        latent = posterior.mean + posterior.std * torch.randn(
-            posterior.mean.shape, generator=generator, device=image.device, dtype=posterior.mean.dtype
+        mean = posterior.mean
+        noise = torch.randn(
+            (share.count * len(mean), *mean.shape[1:]), generator=generator, device=mean.device, dtype=mean.dtype
         )
+        latent = mean + posterior.std * noise[share.rows]
         drawn = self.autoencoder.decode(latent).sample.float()
         error = drawn - image
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()

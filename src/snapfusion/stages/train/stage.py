@@ -25,12 +25,12 @@ from snapfusion.checkpoint import (
     save_checkpoint,
     save_vae,
 )
-from snapfusion.data.pairs import Pair, load_index, read_images
+from snapfusion.data.pairs import Pair, read_images
 from snapfusion.data.stickers import build
 from snapfusion.denoising import denoising_loss, draw_batch
 from snapfusion.fit import Fit, FitConfig, Share, fit
 from snapfusion.json_file import read_json, write_json
-from snapfusion.latents import Cache, encode_images, encode_prompts, load_or_build
+from snapfusion.latents import Cache, Encoders, encode_images, encode_prompts, load_caches, train_and_cells
 from snapfusion.metrics.lpips import load_lpips
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.model.unet import ElasticUNet
@@ -125,13 +125,7 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
     check_config(config, init, out)
     if (finished := read_result(config, out)) is not None:
         return finished
-    pairs = load_index(data)
-    train = [pair for pair in pairs if pair.split == "train"]
-    cells = [pair for pair in pairs if pair.split == "cells" and (pair.core or config.subset == "full")]
-    if not train or not cells:
-        raise ValueError(
-            f"got {data} with {len(train)} pictures to train on and {len(cells)} held out, expected some of each"
-        )
+    train, _ = train_and_cells(data, core=False)
     if init is not None and config.autoencoder == "keep":
         vae = load_vae(init)
     else:
@@ -139,13 +133,10 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae.requires_grad_(False).eval().to(device)  # pyright: ignore[reportArgumentType]
     text_encoder, tokenizer = minilm_text_encoder()
-    text = (text_encoder.eval().to(device), tokenizer, config.length)
-    kept = [pair for pair in train if pair.core or config.subset == "full"]
-    cache = load_or_build(out / "cache" / "train.safetensors", data, kept, vae, text, config.variants, config.seed)
-    held_out = load_or_build(out / "cache" / "cells.safetensors", data, cells, vae, text, 1, config.seed, augment=False)
-    log.info(
-        "%d pictures and %d recoloured, %d sentences", len(kept), len(cache.latents) - len(kept), len(cache.embeddings)
-    )
+    encoders = Encoders(vae, text_encoder.eval().to(device), tokenizer, config.length)
+    cache, held_out = load_caches(out / "cache", data, config.subset == "core", encoders, config.variants, config.seed)
+    copies = int(cache.recoloured.sum())
+    log.info("%d pictures and %d recoloured, %d sentences", len(cache.latents) - copies, copies, len(cache.embeddings))
 
     unet = (
         load_unet(init)
@@ -162,7 +153,7 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
         cache,
         held_out,
         vae,
-        encode_prompts(list(PROMPTS), *text).to(device),
+        encode_prompts(list(PROMPTS), encoders).to(device),
     )
     checkpoint, steps, paused = Checkpoint(tokenizer, config.length, text_encoder, unet, vae, schedule), 0, None
     try:
