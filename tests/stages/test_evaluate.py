@@ -1,99 +1,39 @@
-"""The evaluation, whole, on a tiny set of pictures; the feature networks alone are replaced by a small one."""
+"""An evaluation, whole, on a tiny set of pictures; the feature networks alone are replaced by a small one."""
 
-import io
 import json
-import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from torch import Tensor, nn
 
 from snapfusion.data.choice import chosen, seed_of
-from snapfusion.data.pairs import INDEX, Pair, load_index
-from snapfusion.data.prompts import prompt_of
+from snapfusion.data.pairs import load_index
 from snapfusion.metrics import judge_a, judge_b
 from snapfusion.metrics.alignment import half_of
-from snapfusion.metrics.features import Backbone, backbone
+from snapfusion.stages.evaluate.config import Config, Sources
+from snapfusion.stages.evaluate.evaluation import Evaluation
+from snapfusion.stages.evaluate.evaluation import evaluate as evaluate_on
 from snapfusion.stages.evaluate.model import Model, open_model
 from snapfusion.stages.evaluate.protocol import PROTOCOLS
-from snapfusion.stages.evaluate.stage import Config, evaluate
+from tiny_evaluation import Copier, model, small_backbone, sticker_set
 
-THINGS = ("fox", "apple", "ghost", "boat", "castle", "drum", "cactus", "rocket", "spoon", "owl", "cloud", "chair")
-CONFIG = Config(protocols=("quick", "cells"), guidance=3.0, guidances=(1.0, 3.0, 5.0), guidance_pictures=12)
-
-
-class Pools(nn.Module):
-    def forward(self, image: Tensor) -> Tensor:
-        return nn.functional.adaptive_avg_pool2d(image, 6).flatten(1)
+CONFIG = Config(protocols=("quick", "cells"), guidance=3.0, guidances=(1.0, 3.0, 5.0), guidance_pictures=12, curve=())
 
 
-def small_backbone(device: str, cache: Path | None) -> Backbone:
-    return backbone("pools", Pools(), 16, "cpu:0", lambda image: image / 128 - 1)
-
-
-def pair_of(thing: str, variant: int, style: str) -> Pair:
-    return Pair(
-        key=f"{thing}{variant}_{style}", code=f"{thing}{variant}", label=f"{thing} number {variant}", tags=(),
-        base=thing, style=style, family=style, colour=None, core=variant < 4,
-        split="cells" if variant == 3 else "train", source="made up", licence="CC0-1.0", shard="shards/0.tar",
-    )  # fmt: skip
-
-
-def picture_of(pair: Pair) -> np.ndarray:
-    """Blocks whose colours say what it is, brighter in one style than in the other, noisy in every variant."""
-    block = np.random.default_rng(THINGS.index(pair.base)).uniform(0, 160, (4, 4, 3))
-    noise = np.random.default_rng(seed_of(pair)).normal(0, 12, (4, 4, 3))
-    image = block + noise + (60 if pair.style == "3d" else 0)
-    return image.clip(0, 255).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+def evaluate(config: Config, model: Model, data: Path, out: Path, cache: Path) -> Evaluation:
+    return evaluate_on(config, model, Sources(data=data), out, cache)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stickers")
-    pairs = [pair_of(thing, n, style) for thing in THINGS for n in range(5) for style in ("3d", "silhouette")]
-    (folder / "shards").mkdir()
-    with tarfile.open(folder / "shards" / "0.tar", "w") as tar:
-        for pair in pairs:
-            png = io.BytesIO()
-            Image.fromarray(picture_of(pair)).save(png, "PNG")
-            entry = tarfile.TarInfo(f"{pair.key}.png")
-            entry.size = len(png.getvalue())
-            tar.addfile(entry, io.BytesIO(png.getvalue()))
-    (folder / INDEX).write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
-    return folder
+    return sticker_set(tmp_path_factory.mktemp("stickers") / "set")
 
 
 @pytest.fixture(autouse=True)
 def small_judges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judge_a, "load_backbone", small_backbone)
     monkeypatch.setattr(judge_b, "load_backbone", small_backbone)
-
-
-class Copier:
-    """Draws the training picture of its prompt at guidance 3, and random blocks at any other; dies after `pictures`."""
-
-    def __init__(self, data: Path, pictures: int = 10**6):
-        self.pairs = {prompt_of(pair): pair for pair in load_index(data)}
-        self.left = pictures
-        self.asked: list[tuple[str, float]] = []
-
-    def __call__(self, prompts: Sequence[str], seeds: Sequence[int], guidance: float) -> Iterator[np.ndarray]:
-        for prompt, seed in zip(prompts, seeds, strict=True):
-            if self.left == 0:
-                raise KeyboardInterrupt
-            self.left -= 1
-            self.asked.append((self.pairs[prompt].key, guidance))
-            assert seed == seed_of(self.pairs[prompt])
-            blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-            yield picture_of(self.pairs[prompt]) if guidance == 3 else blocks.repeat(8, axis=0).repeat(8, axis=1)
-
-
-def model(draw: Copier) -> Model:
-    return Model("copier", "0" * 64, "none", 50, draw)
 
 
 def test_a_model_that_copies_its_training_pictures(data: Path, tmp_path: Path) -> None:
@@ -108,7 +48,7 @@ def test_a_model_that_copies_its_training_pictures(data: Path, tmp_path: Path) -
         assert figures["kid"].value < figures["kid_floor"].high
         assert "fid" not in figures
         assert all(figure.protocol for figure in figures.values())
-    assert "24 drawn against 24 real cells" in cells["kid"].protocol
+    assert "24 drawn against 24 real" in cells["kid"].protocol
 
 
 def test_a_model_that_draws_something_else(data: Path, tmp_path: Path) -> None:
@@ -161,21 +101,27 @@ def test_a_stopped_evaluation_goes_on_where_it_was(data: Path, tmp_path: Path) -
 
 def test_a_folder_that_holds_something_else_is_left_alone(data: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match="holds something else; remove it or name a new folder"):
+    with pytest.raises(ValueError, match="which is no finished stage; remove it or name another folder"):
         evaluate(CONFIG, model(Copier(data)), data, tmp_path / "out", tmp_path / "cache")
     with pytest.raises(KeyboardInterrupt):
         evaluate(CONFIG, model(Copier(data, pictures=1)), data, tmp_path / "new", tmp_path / "cache")
-    with pytest.raises(ValueError, match="a stopped evaluation of something else"):
+    with pytest.raises(ValueError, match=r"made with guidance 3\.0, expected 1\.0"):
         evaluate(replace(CONFIG, guidance=1.0), model(Copier(data)), data, tmp_path / "new", tmp_path / "cache")
 
 
 def test_the_result_says_what_was_measured(data: Path, tmp_path: Path) -> None:
     result = evaluate(CONFIG, model(Copier(data)), data, tmp_path / "out", tmp_path / "cache")
     written = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert written["sha256"] == "0" * 64
-    assert written["figures"]["cells"]["kid"]["protocol"] == result.figures["cells"]["kid"].protocol
+    assert written["source"]["inputs"]["model"] == written["figures"]["sha256"] == "0" * 64
+    assert written["figures"]["figures"]["cells"]["kid"]["protocol"] == result.figures["cells"]["kid"].protocol
     lines = result.describe().splitlines()
-    assert lines[0] == "copier 000000000000, none, 50 steps, guidance 3"
+    assert lines[0].startswith(
+        "copier 000000000000 in none: 50 steps of ddim, guidance 3, 32 px; the seed of a picture"
+    )
+    assert (
+        "cells: 24 pictures, one for each of as many cells prompts, against 24 real ones; sticker set"
+        in result.protocols["cells"]
+    )
     assert len(lines) == 1 + sum(1 + len(figures) for figures in result.figures.values())
     kept = sorted(file.name for file in (tmp_path / "out" / "pictures" / "guidance-3").iterdir())
     assert len(kept) == 24 + 72

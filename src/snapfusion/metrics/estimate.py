@@ -33,4 +33,23 @@ def ratio_of_means(
 
 def share(hits: NDArray[np.bool_], replicates: int = 1000, seed: int = 0) -> Estimate:
     """Share of the pictures, `[N]`, for which something holds."""
-    return ratio_of_means(hits.astype(np.float64), np.ones(len(hits)), replicates, seed)
+    return mean(hits, replicates, seed)
+
+
+def mean(values: NDArray[np.floating | np.bool_], replicates: int = 1000, seed: int = 0) -> Estimate:
+    """Mean of a figure, `[N]`, of N pictures."""
+    return ratio_of_means(values.astype(np.float64), np.ones(len(values)), replicates, seed)
+
+
+def wilson(hits: int, count: int) -> Estimate:
+    """Share of `hits` in `count` trials with Wilson's 95% interval (1927), which holds for few trials and rare hits.
+
+    Nothing is known of no trials: a half, from 0 to 1.
+    """
+    if count == 0:
+        return Estimate(0.5, 0.0, 1.0)
+    z = 1.959963984540054  # 97.5% of a normal distribution lies below
+    rate, shrink = hits / count, 1 / (1 + z**2 / count)
+    centre = (rate + z**2 / (2 * count)) * shrink
+    margin = z * shrink * (rate * (1 - rate) / count + z**2 / (4 * count**2)) ** 0.5
+    return Estimate(rate, max(0.0, centre - margin), min(1.0, centre + margin))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from snapfusion.bench import Bench
 from snapfusion.data.pairs import Pair
 from snapfusion.metrics.alignment import GALLERY, alignment
 from snapfusion.metrics.clip_score import Clip
@@ -13,7 +14,6 @@ from snapfusion.metrics.estimate import Estimate, mean, share
 from snapfusion.metrics.features import Vectors
 from snapfusion.metrics.frechet import fid, kid
 from snapfusion.metrics.memorisation import nearest
-from snapfusion.stages.evaluate.bench import Bench
 
 FID_REPLICATES = 20
 KID_MOST = 6000  # of pictures drawn: its kernel matrix is as wide as they are many
@@ -40,7 +40,7 @@ def figure(estimate: Estimate, protocol: str) -> Figure:
 
 
 def distances(drawn: Vectors, real: Vectors, half: NDArray[np.bool_], with_fid: bool) -> dict[str, Figure]:
-    """KID and, if wanted, FID; beside them the floor: half of the real pictures, where `half` is true, against the rest."""
+    """KID and, if wanted, FID; beside them the floor: the real pictures where `half` is true against the rest."""
     few = drawn[:KID_MOST]
     a, b = real[half], real[~half]
     figures = {
@@ -55,7 +55,7 @@ def distances(drawn: Vectors, real: Vectors, half: NDArray[np.bool_], with_fid: 
 
 
 def clip_scores(clip: Clip, drawn: NDArray[np.float32], real: NDArray[np.float32] | None) -> dict[str, Figure]:
-    """Mean cosines to the prompts, of drawn pictures `[N]` and of the real ones for the same prompts if there are any."""
+    """Mean cosines to the prompts, of drawn pictures `[N]` and of the real ones for those prompts if there are any."""
     line = f"mean cosine; {clip.name}"
     scores = {"clip_score": figure(mean(drawn), f"{len(drawn)} drawn; {line}")}
     if real is not None:

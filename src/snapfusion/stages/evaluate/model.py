@@ -8,13 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from snapfusion.bundle import MANIFEST
+from snapfusion.bundle import MANIFEST, read_bundle
 from snapfusion.checkpoint import Checkpoint, hash_of, load_checkpoint
-from snapfusion.generate import open_bundle
-from snapfusion.sampling import Sampling, decode, draw_latents, pixels
+from snapfusion.generate import OpenBundle, open_bundle
+from snapfusion.runtimes.openvino import precision
+from snapfusion.sampling import Sampling, decode, draw_latents, latent_shape, pixels
 
 Image = NDArray[np.uint8]  # [H, W, 3]
 Draw = Callable[[Sequence[str], Sequence[int], float], Iterator[Image]]
+
+STEPS = 50  # of a checkpoint that was not distilled: the paper's for Stable Diffusion
 
 
 @dataclass(frozen=True)
@@ -26,28 +29,56 @@ class Model:
     """What the figures belong to: of the bundle's manifest, or of all files of the checkpoint."""
     engine: str
     steps: int
-    """Steps of DDIM, or of the bundle's own scheduler."""
+    scheduler: str
+    side: int
+    """Of its pictures, pixels."""
     draw: Draw
+    folder: Path
+    opened: OpenBundle | Checkpoint | None
+    """What draws, in memory; None for a model that is nothing but a function."""
+
+    def describe(self, guidance: float) -> str:
+        """How it draws, on a line: all that a figure depends on besides the protocol."""
+        return (
+            f"{self.name} {self.sha256[:12]} in {self.engine}: {self.steps} steps of {self.scheduler}, guidance "
+            f"{guidance:g}, {self.side} px; the seed of a picture is SHA-256 of seed|its key, 32 bits"
+        )
 
 
-def open_model(folder: Path, steps: int, batch: int = 8, device: str = "cpu") -> Model:
+def open_model(folder: Path, steps: int | None = None, batch: int = 8, device: str = "cpu") -> Model:
     """The bundle or the checkpoint in a folder; `batch` and `device` concern the checkpoint alone.
+
+    `steps` None takes the bundle's own, or as many as the checkpoint was distilled for, or 50.
 
     Raises:
         ValueError: the folder holds neither.
     """
     if (folder / MANIFEST).is_file():
-        drawing = open_bundle(folder)
-        bundle = drawing.bundle
+        opened = open_bundle(folder)
+        bundle, defaults = opened.bundle, opened.bundle.manifest.defaults
+        steps = steps or defaults.steps
+        engine = f"{bundle.manifest.runtime} {precision()}"
+        draw, side, scheduler = _draw_one_by_one(opened, steps), bundle.image_size, defaults.scheduler
+        return Model(bundle.manifest.name, bundle.hash, engine, steps, scheduler, side, draw, folder, opened)
+    checkpoint = load_checkpoint(folder)
+    steps = steps or checkpoint.schedule.distilled_steps or STEPS
+    draw, side = _draw_batches(checkpoint, steps, batch, device), latent_shape(checkpoint)[1] * checkpoint.vae.factor
+    name, engine = folder.resolve().name, f"torch float32 on {device}"
+    return Model(name, hash_of(folder), engine, steps, "ddim", side, draw, folder, checkpoint)
 
-        def draw(prompts: Sequence[str], seeds: Sequence[int], guidance: float) -> Iterator[Image]:
-            for prompt, seed in zip(prompts, seeds, strict=True):
-                (image,) = drawing(prompt, seed=seed, steps=steps, guidance=guidance)
-                yield np.asarray(image)
 
-        return Model(bundle.manifest.name, bundle.hash, bundle.manifest.runtime, steps, draw)
-    draw_batches = _draw_batches(load_checkpoint(folder), steps, batch, device)
-    return Model(folder.resolve().name, hash_of(folder), f"torch on {device}", steps, draw_batches)
+def hash_of_model(folder: Path) -> str:
+    """SHA-256 of the bundle or checkpoint in a folder, as in `Model`, without bringing it into memory."""
+    return read_bundle(folder).hash if (folder / MANIFEST).is_file() else hash_of(folder)
+
+
+def _draw_one_by_one(bundle: OpenBundle, steps: int) -> Draw:
+    def draw(prompts: Sequence[str], seeds: Sequence[int], guidance: float) -> Iterator[Image]:
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            (image,) = bundle(prompt, seed=seed, steps=steps, guidance=guidance)
+            yield np.asarray(image)
+
+    return draw
 
 
 def _draw_batches(checkpoint: Checkpoint, steps: int, batch: int, device: str) -> Draw:

@@ -1,0 +1,86 @@
+"""What is drawn and held against what, as a person chooses it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from snapfusion.checkpoint import hash_of
+from snapfusion.data.pairs import INDEX, load_index
+from snapfusion.stage_folder import hash_of_file
+from snapfusion.stages.evaluate.coco import Reference
+
+Stickers = Literal["headline", "quick", "cells", "concepts"]
+Captioned = Literal["coco-2017-5k", "coco-2014-30k", "coco-2014-6k", "captions"]
+
+REAL_PICTURES = 24  # kept of each protocol, to stand beside drawn ones
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What models are held against; each protocol needs its own."""
+
+    data: Path | None = None
+    """A built sticker set."""
+    captions: Path | None = None
+    """Captions of real pictures: .json as COCO has it, .csv or .txt."""
+    pictures: Path | None = None
+    """The folder of those real pictures."""
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each that is given."""
+        hashes: dict[str, str] = {}
+        if self.data is not None:
+            load_index(self.data)  # refuses what is no set
+            hashes["data"] = hash_of_file(self.data / INDEX)
+        if self.captions is not None and self.captions.is_file():
+            hashes["captions"] = hash_of_file(self.captions)
+        if self.pictures is not None:
+            hashes["pictures"] = hash_of(self.pictures)
+        return hashes
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is drawn and how."""
+
+    protocols: tuple[Stickers | Captioned, ...] = ("quick", "cells")
+    """headline: 5,000 prompts of `train`, with FID. quick: 1,000 of them. cells, concepts: all of the held-out ones.
+    coco-2017-5k, coco-2014-30k, coco-2014-6k: the paper's. captions: all that --captions has."""
+    subset: Literal["core", "full"] = "core"
+    """The pictures that the model was trained on."""
+    steps: int | None = None
+    """Steps of the sampler; None for the bundle's own, or as many as the checkpoint was distilled for, or 50."""
+    guidance: float | None = None
+    """How closely to follow the prompt; None to choose among `guidances`."""
+    guidances: tuple[float, ...] = (1.5, 2.0, 3.0, 4.0, 6.0)
+    """The one with the best alignment by judge A is reported by judge B, on other prompts."""
+    guidance_pictures: int = 100
+    """Pictures drawn with each of `guidances`."""
+    curve: tuple[float, ...] = (1.5, 2.0, 3.0, 4.0, 6.0)
+    """Guidances at which the first protocol is measured again, for a curve as in the paper's Fig. 4."""
+    curve_pictures: int = 100
+    """Pictures drawn with each of `curve`: the protocol's first."""
+    clip: str | None = None
+    """The CLIP of a CLIP score: vit-g-14 (the paper's), vit-l-14, a name on the hub, or a folder."""
+    side: int = 256
+    """Pixels to which pictures of captions are brought before FID."""
+    reference: Reference = "all"
+    """Real pictures of captions for FID: all of the folder, or those that are described."""
+    cross_check: int = 0
+    """Latents that diffusers' own pipeline draws as well, where a checkpoint has one."""
+    batch: int = 8
+    """Pictures drawn together; a bundle draws one at a time."""
+    device: str = "cpu"
+    """Torch device of a checkpoint and of the judges."""
+    runs: int = 5
+    """How often each thing is timed."""
+    grid: int = 12
+    """Prompts whose pictures stand side by side in the report; at most 24."""
+    pairs: int = 40
+    """Pairs of pictures for people to judge blind."""
+    sides: int = 0
+    """Seed of which picture of a pair is on the left."""
+
+
+SHOWN = ("runs", "grid", "pairs", "sides")
+"""Fields that change what the report shows and no figure of an evaluation."""

@@ -1,0 +1,68 @@
+"""The same latents by diffusers' own pipeline: a proof that figures are of the checkpoint and not of our sampler."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+from snapfusion.checkpoint import Checkpoint
+from snapfusion.json_file import read_json
+from snapfusion.sampling import Sampling, draw_latents, latent_shape, noise_of
+from snapfusion.stages.evaluate.exam import Request
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class CrossCheck:
+    """How far our latents are from those of diffusers' `StableDiffusionPipeline`: same noise, same scheduler."""
+
+    pictures: int
+    steps: int
+    guidance: float
+    relative_error: float
+    """|ours - theirs| / |theirs| of the worst picture."""
+    passed: bool
+    """Whether that is at most `TOLERANCE`."""
+
+    def describe(self) -> str:
+        """All of it on a line."""
+        verdict = "equal" if self.passed else "NOT EQUAL"
+        return (
+            f"diffusers' pipeline: {verdict}, latents within {self.relative_error:.1e} of ours relative, tolerance "
+            f"{TOLERANCE:g} ({self.pictures} pictures, {self.steps} steps of ddim, guidance {self.guidance:g})"
+        )
+
+
+def cross_check(
+    folder: Path, checkpoint: Checkpoint, requests: Sequence[Request], steps: int, guidance: float
+) -> CrossCheck | None:
+    """Draw the latents of some requests both ways; None for a checkpoint that diffusers has no pipeline for.
+
+    `checkpoint` is the one in `folder`. Only the networks' files are shared: diffusers reads them by itself.
+    """
+    if read_json(folder / "model_index.json").get("_class_name") != StableDiffusionPipeline.__name__:
+        return None
+    device = checkpoint.unet.device
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, safety_checker=None, torch_dtype=torch.float32
+    )
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    errors: list[float] = []
+    for request in requests:
+        ours = draw_latents(checkpoint, [request.prompt], [request.seed], Sampling(steps, guidance))
+        theirs: Any = cast(Any, pipeline)(
+            request.prompt,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            latents=noise_of(latent_shape(checkpoint), [request.seed]).to(device),
+            output_type="latent",
+        ).images
+        errors.append(((ours - theirs).norm() / theirs.norm()).item())
+    return CrossCheck(len(requests), steps, guidance, max(errors), max(errors) <= TOLERANCE)
