@@ -1,6 +1,9 @@
 """A stage's folder: skipped when done, resumed when killed, refused when it is another's."""
 
 import math
+import os
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +32,8 @@ def counting(log: list[str]) -> Callable[[Path], dict[str, float]]:
                 log.append(name)
                 if len(log) == 2:
                     raise KeyboardInterrupt
-                (folder / name).write_text(name)
+                (folder / f"{name}.partial").write_text(name)
+                (folder / f"{name}.partial").rename(folder / name)
         (folder / "timings.json").write_text("{}")
         return {"psnr_db": 32.5}
 
@@ -61,6 +65,36 @@ def test_a_stopped_stage_of_another_config_is_refused(tmp_path: Path) -> None:
         run_in_folder(tmp_path / "s", Config(), INPUTS, counting([]))
     with pytest.raises(ValueError, match=r"s\.partial, made with widths \[1, 2\], expected \[1\]"):
         run_in_folder(tmp_path / "s", Config(widths=(1,)), INPUTS, counting([]))
+
+
+def run_and_die(out: Path, moment: int) -> bool:
+    """Run a stage in a child that is killed when it turns to the file system for the `moment`-th time; did it live?"""
+    child = os.fork()
+    if child == 0:
+        left = [moment]
+
+        def kill(event: str, arguments: tuple[object, ...]) -> None:
+            if event in ("open", "os.mkdir", "os.rename", "os.remove"):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(kill)
+        run_in_folder(out, Config(), INPUTS, counting(["", ""]))
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def test_a_stage_killed_at_any_moment_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    figures = run_in_folder(tmp_path / "undisturbed", Config(), INPUTS, counting(["", ""]))
+    moment, lived = 0, False
+    while not lived:
+        moment += 1
+        lived = run_and_die(tmp_path / f"{moment}", moment)
+        assert run_in_folder(tmp_path / f"{moment}", Config(), INPUTS, counting(["", ""])) == figures
+        results = [(tmp_path / name / "result.json").read_bytes() for name in ("undisturbed", f"{moment}")]
+        assert results[0] == results[1]
+    assert moment > 10
 
 
 @pytest.mark.parametrize(("change", "said"), [(Path.unlink, "missing"), (lambda f: f.write_text("x"), "changed")])

@@ -20,6 +20,11 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Write `value`, keys in the order given; makes the folder."""
+    """Write `value`, keys in the order given, whole or not at all; makes the folder."""
+    partial = file.with_name(f"{file.name}.partial")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(dict(value), indent=2) + "\n", encoding="utf-8")
+    try:
+        partial.write_text(json.dumps(dict(value), indent=2) + "\n", encoding="utf-8")
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)

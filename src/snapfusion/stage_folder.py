@@ -1,7 +1,8 @@
 """A stage's folder: done once, resumed after a kill, never half there, never mistaken for another's.
 
-A stage works in `OUT.partial`, which outlives a kill. When it is done, `result.json` is written there last and the
-folder becomes `OUT` by one rename. So `OUT` is there and whole, or not there at all; the same call on it only reads.
+A stage works in `OUT.partial`, which outlives a kill and says from its first moment on what it is made from. When the
+stage is done, `result.json` is written there last and the folder becomes `OUT` by one rename. So `OUT` is there and
+whole, or not there at all; the same call on it only reads.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from snapfusion.json_file import read_json, write_json
 
 RESULT = "result.json"
 SOURCE = "source.json"
+PARTIAL = ".partial"
 TIMINGS = "timings.json"
 """How long things took: differs from run to run, and so enters no hash."""
 
@@ -52,17 +54,19 @@ def run_in_folder(
         refuse_other(out, written.get("source"), source)
         refuse_changed(out, written["outputs"])
         return written["figures"]
-    partial = out.with_name(f"{out.name}.partial")
+    partial = out.with_name(f"{out.name}{PARTIAL}")
     if (partial / SOURCE).is_file():
         refuse_other(partial, read_json(partial / SOURCE), source)
-    elif partial.exists() and any(partial.iterdir()):
+    elif partial.exists():
         raise ValueError(f"got {partial}, which no stage has begun; remove it or name another folder")
     else:
-        write_json(partial / SOURCE, source)
+        begun = out.with_name(f"{out.name}.begun")
+        write_json(begun / SOURCE, source)
+        begun.rename(partial)
     figures = json.loads(json.dumps(dict(work(partial))))
     write_json(partial / RESULT, {"source": source, "figures": figures, "outputs": hashes_below(partial)})
-    (partial / SOURCE).unlink()
     partial.rename(out)
+    (out / SOURCE).unlink()
     return figures
 
 
@@ -75,13 +79,13 @@ def printable(config: Any) -> dict[str, Any]:
 
 
 def hashes_below(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a stage's folder, by its path there."""
+    """SHA-256 of every file below a stage's folder, by its path there; not of what a kill left half written."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     names = {file: file.relative_to(folder).as_posix() for file in files}
     return {
         name: hash_of_file(file)
         for file, name in names.items()
-        if name not in (RESULT, SOURCE) and file.name != TIMINGS
+        if name not in (RESULT, SOURCE) and file.name != TIMINGS and file.suffix != PARTIAL
     }
 
 
