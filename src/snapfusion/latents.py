@@ -8,18 +8,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import trange
 
 from snapfusion.data.colours import HUES, colour_of, recolour
-from snapfusion.data.pairs import Pair, read_images
+from snapfusion.data.pairs import Pair, load_index, read_images
 from snapfusion.data.prompts import caption, prompt_of
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.model.text import TextEncoder
 from snapfusion.tokens import tokenize
+from snapfusion.weights import load_whole, save_whole
 
 BATCH = 32
 
@@ -37,6 +36,16 @@ class Cache:
     def to(self, device: torch.device) -> "Cache":
         """The same on another device, where batches are then drawn."""
         return Cache(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What turns pictures and captions into what a UNet reads; on one device, in evaluation mode."""
+
+    vae: PatchAutoencoderKL
+    text_encoder: TextEncoder
+    tokenizer: Tokenizer
+    length: int  # tokens of a prompt
 
 
 @dataclass(frozen=True)
@@ -143,11 +152,11 @@ def encode_images(images: NDArray[np.uint8], vae: PatchAutoencoderKL) -> Tensor:
 
 
 @torch.inference_mode()
-def encode_prompts(prompts: list[str], text_encoder: TextEncoder, tokenizer: Tokenizer, length: int) -> Tensor:
-    """Embeddings of prompts: `[M, length, D]` float16."""
-    embeddings = []
+def encode_prompts(prompts: list[str], encoders: Encoders) -> Tensor:
+    """Embeddings of prompts: `[M, L, D]` float16."""
+    embeddings, text_encoder = [], encoders.text_encoder
     for start in trange(0, len(prompts), 4 * BATCH, desc="captions", disable=None):
-        tokens, _ = tokenize(tokenizer, prompts[start : start + 4 * BATCH], length)
+        tokens, _ = tokenize(encoders.tokenizer, prompts[start : start + 4 * BATCH], encoders.length)
         with torch.autocast(text_encoder.model.device.type, torch.bfloat16):
             embedding = text_encoder(torch.from_numpy(tokens).to(text_encoder.model.device))
         embeddings.append(embedding.half().cpu())
@@ -162,39 +171,60 @@ def fingerprint(pairs: list[Pair], vae: PatchAutoencoderKL, variants: int, seed:
     return digest.hexdigest()
 
 
+def train_and_cells(data: Path, core: bool) -> tuple[list[Pair], list[Pair]]:
+    """The rows of a built set to train on, and those held out. Raises `ValueError` where there are none of either."""
+    pairs = load_index(data, core)
+    train, cells = ([pair for pair in pairs if pair.split == split] for split in ("train", "cells"))
+    if not train or not cells:
+        raise ValueError(
+            f"got {data} with {len(train)} pictures to train on and {len(cells)} held out, expected some of each"
+        )
+    return train, cells
+
+
+def load_caches(
+    folder: Path, data: Path, core: bool, encoders: Encoders, variants: int, seed: int
+) -> tuple[Cache, Cache]:
+    """The caches of `train_and_cells` in `folder`, built if they are not there; held-out rows as they are tested."""
+    train, cells = train_and_cells(data, core)
+    return (
+        load_or_build(folder / "train.safetensors", data, train, encoders, variants, seed),
+        load_or_build(folder / "cells.safetensors", data, cells, encoders, 1, seed, augment=False),
+    )
+
+
 def load_or_build(
-    path: Path,
-    data: Path,
-    pairs: list[Pair],
-    vae: PatchAutoencoderKL,
-    text: tuple[TextEncoder, Tokenizer, int],
-    variants: int,
-    seed: int,
-    augment: bool = True,
+    path: Path, data: Path, pairs: list[Pair], encoders: Encoders, variants: int, seed: int, augment: bool = True
 ) -> Cache:
     """The cache in `path`, built if it is absent or of something else.
 
-    `text` is encoder, tokenizer and prompt length. Without `augment` there are no recoloured copies: so for held-out
-    pictures.
+    Without `augment` there are no recoloured copies: so for held-out pictures.
     """
-    wanted = fingerprint(pairs, vae, variants, seed) + f"-{augment}"
-    if path.exists():
-        with safe_open(path, framework="pt") as file:
-            if file.metadata()["fingerprint"] == wanted:
-                return Cache(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    wanted = fingerprint(pairs, encoders.vae, variants, seed) + f"-{augment}"
+    if (cache := _load(path, wanted, encoders)) is not None:
+        return cache
     images = read_images(data, pairs)
     rows, words, images = train_rows(pairs, images, seed) if augment else (pairs, originals(pairs), images)
     places, sentences = captions_of(rows, words, variants, seed)
-    scale = vae.config["scaling_factor"]
+    scale = encoders.vae.config["scaling_factor"]
     cache = {
-        "latents": (encode_images(images, vae) * scale).half(),
-        "mirrored": (encode_images(images[:, :, ::-1], vae) * scale).half(),
+        "latents": (encode_images(images, encoders.vae) * scale).half(),
+        "mirrored": (encode_images(images[:, :, ::-1], encoders.vae) * scale).half(),
         "captions": torch.from_numpy(places),
-        "embeddings": encode_prompts(sentences, *text),
+        "embeddings": encode_prompts(sentences, encoders),
         "recoloured": torch.tensor([word is not None for word in words]),
     }
-    partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(cache, partial, metadata={"fingerprint": wanted})
-    partial.replace(path)
+    save_whole(cache, path, {"fingerprint": wanted})
     return Cache(**cache)
+
+
+def _load(path: Path, wanted: str, encoders: Encoders) -> Cache | None:
+    """What is in `path`, if it is what is wanted. The fingerprint says nothing of the text encoder: it is tried."""
+    if not path.exists():
+        return None
+    metadata, tensors = load_whole(path)
+    if metadata.get("fingerprint") != wanted:
+        return None
+    there, here = tensors["embeddings"][:1].float(), encode_prompts([""], encoders).float()
+    same = there.shape == here.shape and torch.allclose(there, here, rtol=0.05, atol=0.05)  # bf16 on any machine
+    return Cache(**tensors) if same else None
