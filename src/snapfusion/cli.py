@@ -90,6 +90,33 @@ def train_stickers() -> Command:
     return command
 
 
+def evolve() -> Command:
+    """Evolve a smaller UNet under a budget."""
+    from snapfusion.progress import log_to_terminal
+    from snapfusion.stages.evolve import stage
+
+    def command(
+        checkpoint: Positional[Path],
+        *,
+        table: Path,
+        data: Path,
+        out: Path,
+        config: Annotated[stage.Config, OmitArgPrefixes],
+    ) -> None:
+        """Drop a UNet's least valuable blocks and copy its most valuable ones until it meets each budget.
+
+        Args:
+            checkpoint: A folder in diffusers' layout.
+            table: What each piece of its UNet costs on the device: `snapfusion profile` writes it.
+            data: A built sticker set.
+            out: The folder of the checkpoints and the history. The same command goes on where it was stopped.
+        """
+        log_to_terminal()
+        print(stage.run(config, checkpoint, table, data, out).describe())
+
+    return command
+
+
 def evaluate() -> Command:
     """Measure bundles or checkpoints against real pictures and each other."""
     from snapfusion.stages.evaluate import stage
@@ -134,6 +161,7 @@ COMMANDS: dict[str, Callable[[], Command]] = {
     "data stickers": data_stickers,
     "train stickers": train_stickers,
     "export": export,
+    "evolve": evolve,
     "evaluate": evaluate,
     "preferences": preferences,
 }

@@ -1,0 +1,111 @@
+"""What a person may ask of an evolution."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from snapfusion.fit import FitConfig
+from snapfusion.stages.evolve.finetune import Distillation
+from snapfusion.stages.evolve.robust import Schooling, Skip
+from snapfusion.stages.evolve.search import Limits
+from snapfusion.stages.evolve.trial import PROXY
+
+FREE = ("max_seconds", "accumulate", "draw_batch")
+"""What may change from one call to the next."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to reach, and how; the defaults are what two CPU cores can do in a night."""
+
+    budget_ms: tuple[float, ...] = ()
+    """Milliseconds of the UNet by the table; several give a family."""
+    budget_mb: tuple[float, ...] = ()
+    """Megabytes of the UNet by the table, in place of milliseconds."""
+    objective: Literal["latency", "size"] | None = None
+    """What a block's quality is divided by; None for what the budget is in."""
+    cuts: int = 3
+    """Rounds in which blocks go, for each budget."""
+    copy_rounds: int = 1
+    """Rounds in which blocks are copied if there is room, for each budget."""
+    copies: int = 2
+    """Blocks that such a round copies at most."""
+    copies_start: Literal["identity", "same"] = "identity"
+    """Whether a copy begins as the identity or with its original's weights."""
+    score: Literal["drawing", "denoising", "output"] = "drawing"
+    """What a block's quality is: alignment of pictures drawn without it, or a loss on latents."""
+    prompts: int = PROXY.prompts
+    steps: int = PROXY.steps
+    guidance: float = 4.0
+    """Of the pictures that are judged: what the base likes."""
+    skip: float = 0.1
+    """Probability with which robust training leaves a block out of a step (Eq. 5)."""
+    skip_rise: int = 500
+    """Steps over which that probability rises from zero."""
+    distil: float = 0.0
+    """Weight of the base's output in robust training."""
+    robust_images: int = 100_000
+    """Pictures of the first round's training."""
+    round_images: int = 20_000
+    """Pictures of every other round's training."""
+    finetune_images: int = 200_000
+    """Pictures of a budget's fine-tuning."""
+    distil_output: float = 1.0
+    """Weight of the base's output in fine-tuning."""
+    distil_features: float = 0.1
+    """Weight of the stages' features in fine-tuning."""
+    batch: int = 32
+    lr: float = 2e-4
+    finetune_lr: float = 4e-4
+    warmup: int = 100
+    ema: float = 0.999
+    dropout: float = 0.1
+    """Share of the pictures that are trained with the empty prompt."""
+    recoloured: float = 0.12
+    """Share that are copies with a turned hue, and say so."""
+    variants: int = 8
+    """Different sentences for a picture."""
+    subset: Literal["core", "full"] = "core"
+    """Pictures that are trained on and whose prompts are drawn."""
+    precision: Literal["no", "bf16", "fp16"] = "bf16"
+    accumulate: int = 1
+    """Parts in which each process computes its share of a batch, to save memory."""
+    draw_batch: int = 16
+    """Pictures that are drawn together."""
+    seed: int = 0
+    max_seconds: float = math.inf
+    """Stop cleanly after this long; the same command goes on."""
+
+    @property
+    def limits(self) -> Limits:
+        """How often each budget may cut and copy."""
+        return Limits(self.cuts, self.copy_rounds, self.copies)
+
+    @property
+    def distillation(self) -> Distillation:
+        """How much the base counts in fine-tuning."""
+        return Distillation(self.distil_output, self.distil_features)
+
+    def schooling(self, max_seconds: float) -> Schooling:
+        """How the rounds train."""
+        first, other = self.robust_images // self.batch, self.round_images // self.batch
+        return Schooling(first, other, Skip(self.skip, self.skip_rise, self.distil), self._fit(max_seconds))
+
+    def finetuning(self, max_seconds: float) -> FitConfig:
+        """How each budget's network is trained at the end; the learning rate falls over the second half."""
+        fit, steps = self._fit(max_seconds), self.finetune_images // self.batch
+        return replace(fit, steps=steps, lr=self.finetune_lr, decay=steps // 2, skips_blocks=False, name="fine-tuning")
+
+    def _fit(self, max_seconds: float) -> FitConfig:
+        return FitConfig(
+            steps=0,
+            batch=self.batch,
+            lr=self.lr,
+            warmup=self.warmup,
+            ema=self.ema,
+            accumulate=self.accumulate,
+            skips_blocks=True,
+            precision=self.precision,
+            tracker=None,
+            max_seconds=max_seconds,
+        )

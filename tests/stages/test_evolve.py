@@ -1,0 +1,229 @@
+"""The whole stage with the real classes at tiny size; the judge's backbone alone is replaced by a small one."""
+
+import io
+import json
+import tarfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from metrics.test_judges import JUDGE_B, reach
+from snapfusion.checkpoint import hash_of, load_checkpoint, load_unet
+from snapfusion.data.choice import seed_of
+from snapfusion.data.pairs import INDEX, Pair
+from snapfusion.metrics import judge_a
+from snapfusion.metrics.features import Backbone, backbone
+from snapfusion.model.architecture import Architecture
+from snapfusion.stage_folder import PausedError
+from snapfusion.stages.evolve import rounds, trial
+from snapfusion.stages.evolve.stage import Config, Result, run
+from snapfusion.table import load_table
+from tiny_tables import tiny_table
+
+THINGS = ("fox", "apple", "ghost", "boat", "castle", "drum")
+CONFIG = Config(
+    budget_ms=(40.0,),
+    cuts=1,
+    copy_rounds=1,
+    copies=1,
+    prompts=3,
+    steps=1,
+    guidance=2.0,
+    skip=0.3,
+    skip_rise=1,
+    robust_images=8,
+    round_images=4,
+    finetune_images=8,
+    batch=4,
+    warmup=1,
+    variants=2,
+)
+
+
+class Pools(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool2d(image, 6).flatten(1)
+
+
+def small_backbone(device: str, cache: Path | None) -> Backbone:
+    return backbone("pools", Pools(), 16, "cpu:0", lambda image: image / 128 - 1)
+
+
+@pytest.fixture(autouse=True)
+def small_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_a, "load_backbone", small_backbone)
+
+
+def pair_of(thing: str, variant: int, style: str) -> Pair:
+    return Pair(
+        key=f"{thing}{variant}_{style}", code=f"{thing}{variant}", label=f"{thing} number {variant}", tags=(),
+        base=thing, style=style, family=style, colour=None, core=True,
+        split="cells" if variant == 3 else "train", source="made up", licence="CC0-1.0", shard="shards/0.tar",
+    )  # fmt: skip
+
+
+def picture_of(pair: Pair) -> np.ndarray:
+    """Blocks whose colours say what it is, 64 pixels wide."""
+    block = np.random.default_rng(THINGS.index(pair.base)).uniform(0, 160, (4, 4, 3))
+    noise = np.random.default_rng(seed_of(pair)).normal(0, 12, (4, 4, 3))
+    image = block + noise + (60 if pair.style == "3d" else 0)
+    return image.clip(0, 255).astype(np.uint8).repeat(16, axis=0).repeat(16, axis=1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stickers")
+    pairs = [pair_of(thing, n, style) for thing in THINGS for n in range(4) for style in ("3d", "silhouette")]
+    (folder / "shards").mkdir()
+    with tarfile.open(folder / "shards" / "0.tar", "w") as tar:
+        for pair in pairs:
+            png = io.BytesIO()
+            Image.fromarray(picture_of(pair)).save(png, "PNG")
+            entry = tarfile.TarInfo(f"{pair.key}.png")
+            entry.size = len(png.getvalue())
+            tar.addfile(entry, io.BytesIO(png.getvalue()))
+    (folder / INDEX).write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("table") / "table.json"
+    tiny_table(load_unet(tiny_checkpoint).architecture).save(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def evolved(tiny_checkpoint: Path, table: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """One evolution for all tests that only look at it."""
+    folder = tmp_path_factory.mktemp("evolved")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge_a, "load_backbone", small_backbone)
+        return run(CONFIG, tiny_checkpoint, table, data, folder / "out", folder / "cache")
+
+
+def test_a_checkpoint_evolves_to_its_budget(evolved: Result, tiny_checkpoint: Path, table: Path) -> None:
+    (member,) = evolved.members
+    checkpoint, base = load_checkpoint(evolved.out / "40ms"), load_checkpoint(tiny_checkpoint)
+    price = load_table(table).price(checkpoint.unet.architecture)
+    assert member.price == price
+    assert price.milliseconds <= 40 < evolved.base.milliseconds
+    assert price.parameters < evolved.base.parameters
+    assert checkpoint.unet.architecture != base.unet.architecture
+    for part in ("text_encoder", "vae"):
+        kept, given = getattr(checkpoint, part).state_dict(), getattr(base, part).state_dict()
+        assert all(torch.equal(kept[name], given[name].half().float()) for name in given)
+    written = json.loads((evolved.out / "40ms" / "architecture.json").read_text())
+    assert Architecture.from_dict(written) == checkpoint.unet.architecture
+    assert "| Down-1 | latent | 8 |" in (evolved.out / "40ms" / "README.md").read_text()
+    assert "40ms: " in evolved.describe()
+
+
+def test_the_history_tells_every_round(evolved: Result, table: Path) -> None:
+    history = json.loads((evolved.out / "history.json").read_text())
+    rows = history["rounds"]
+    assert [row["action"] for row in rows][:2] == ["start", "remove"]
+    assert [row["round"] for row in rows] == list(range(len(rows)))
+    assert rows[0]["milliseconds"] == evolved.base.milliseconds
+    assert all(row["milliseconds"] <= 40 for row in rows[1:])
+    assert all(row["quality"]["low"] <= row["quality"]["value"] <= row["quality"]["high"] for row in rows)
+    assert history["members"][0]["name"] == "40ms"
+    first = json.loads((evolved.out / "rounds" / "00" / "round.json").read_text())
+    prices = load_table(table)
+    whole = Architecture.from_dict(first["architecture"])
+    assert {score["block"] for score in first["scores"]} == {b.name for b in whole.blocks() if b.removable}
+    for score in first["scores"]:
+        saved = prices.price(whole).milliseconds - prices.price(whole.without(score["block"])).milliseconds
+        assert score["saving"] == pytest.approx(saved)
+    assert (evolved.out / "path.svg").read_text().count("<circle") >= len(rows) + 1
+    assert "3 prompts of train, 1 steps of ddim, guidance 2" in first["protocol"]
+
+
+def test_what_only_served_the_search_is_gone(evolved: Result) -> None:
+    left = {file.relative_to(evolved.out).parts[0] for file in evolved.out.rglob("*") if file.is_file()}
+    assert left == {"40ms", "base.json", "history.json", "path.svg", "result.json", "rounds"}
+    assert not list(evolved.out.rglob("state.safetensors"))
+    assert (evolved.out / "rounds" / "00" / "unet").is_dir()  # the network that bears all removals
+
+
+def test_a_finished_evolution_is_only_read(
+    evolved: Result, tiny_checkpoint: Path, table: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "train_robustly", None)  # what trains is not called again
+    again = run(CONFIG, tiny_checkpoint, table, data, evolved.out, evolved.out.parent / "cache")
+    assert again == evolved
+    with pytest.raises(ValueError, match=r"made with skip 0\.3, expected 0\.2"):
+        run(replace(CONFIG, skip=0.2), tiny_checkpoint, table, data, evolved.out)
+
+
+@pytest.mark.slow
+def test_a_stopped_evolution_ends_as_an_undisturbed_one(
+    evolved: Result, tiny_checkpoint: Path, table: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, sample = [], trial.sample_latents
+
+    def deadly(*arguments):
+        calls.append(1)
+        if len(calls) in (5, 60):  # among the scores of the first round, and of the second
+            raise KeyboardInterrupt
+        return sample(*arguments)
+
+    monkeypatch.setattr(trial, "sample_latents", deadly)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(CONFIG, tiny_checkpoint, table, data, tmp_path / "out", evolved.out.parent / "cache")
+        assert not (tmp_path / "out").exists()
+    paused = replace(CONFIG, max_seconds=0.0)
+    with pytest.raises(PausedError):
+        run(paused, tiny_checkpoint, table, data, tmp_path / "out", evolved.out.parent / "cache")
+    result = run(CONFIG, tiny_checkpoint, table, data, tmp_path / "out", evolved.out.parent / "cache")
+    assert result.members == evolved.members
+    assert hash_of(tmp_path / "out" / "40ms" / "unet") == hash_of(evolved.out / "40ms" / "unet")
+    assert (tmp_path / "out" / "history.json").read_text() == (evolved.out / "history.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("score", ["denoising", "output"])
+def test_a_family_from_one_supernet_scored_without_drawing(
+    tiny_checkpoint: Path, table: Path, data: Path, tmp_path: Path, score, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge_a, "load_backbone", None)  # no judge is asked
+    prices, whole = load_table(table), load_unet(tiny_checkpoint).architecture
+    megabytes = prices.price(whole).megabytes
+    config = replace(CONFIG, budget_ms=(), budget_mb=(0.6 * megabytes, 0.8 * megabytes), copy_rounds=0, score=score)
+    result = run(config, tiny_checkpoint, table, data, tmp_path / "out")
+    assert [member.budget for member in result.members] == [0.8 * megabytes, 0.6 * megabytes]
+    assert all(member.price.megabytes <= member.budget for member in result.members)
+    large, small = (load_unet(result.out / member.name) for member in result.members)
+    assert {block.name for block in small.architecture.blocks()} < {block.name for block in large.architecture.blocks()}
+    # Every score divides by megabytes here.
+    first = json.loads((result.out / "rounds" / "00" / "round.json").read_text())["scores"][0]
+    saved = megabytes - prices.price(whole.without(first["block"])).megabytes
+    assert first["saving"] == pytest.approx(saved)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (replace(CONFIG, budget_ms=(3.0,)), r"got a budget of 3 ms, expected at least \d+"),
+        (replace(CONFIG, budget_ms=()), "got neither of --budget-ms and --budget-mb"),
+        (replace(CONFIG, budget_mb=(1.0,)), "got both of --budget-ms and --budget-mb"),
+    ],
+)
+def test_an_impossible_budget_is_refused_before_training(
+    config: Config, message: str, tiny_checkpoint: Path, table: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(config, tiny_checkpoint, table, data, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_search_cannot_reach_the_judge_that_reports() -> None:
+    reached = reach("snapfusion.stages.evolve.stage")
+    assert "snapfusion.metrics.judge_a" in reached
+    assert JUDGE_B not in reached
