@@ -34,6 +34,47 @@ def generate() -> Command:
     return generate
 
 
+def profile() -> Command:
+    """Measure what each piece of a checkpoint costs here."""
+    from snapfusion.stages.profile import stage
+
+    def command(
+        checkpoint: Positional[Path],
+        *,
+        out: Path,
+        config: Annotated[stage.Config, OmitArgPrefixes],
+        table: Path | None = None,
+    ) -> None:
+        """Measure every block of a checkpoint's UNet on this device: the table that evolving goes by, and Fig. 2.
+
+        Args:
+            checkpoint: A folder in diffusers' layout.
+            out: The folder of the table, the picture and result.json.
+            table: Prices measured elsewhere, on a phone for one: checked and taken instead.
+        """
+        print(stage.run(config, checkpoint, out, table).describe())
+
+    return command
+
+
+def profile_sd15() -> Command:
+    """Measure Stable Diffusion v1.5 here: the paper's Table 1."""
+    from snapfusion.stages.profile import stage
+    from snapfusion.stages.profile.engines import Runtime
+
+    def command(*, runtime: Runtime = "openvino", threads: int | None = None, json: Path | None = None) -> None:
+        """The paper's Table 1 for this device, at Stable Diffusion v1.5's size, with random weights.
+
+        Args:
+            runtime: What runs the networks.
+            threads: How many they run on; by default the runtime decides.
+            json: A file for the figures.
+        """
+        print(stage.sd15(stage.Config(runtime=runtime, threads=threads), json))
+
+    return command
+
+
 def export() -> Command:
     """Pack a checkpoint into a bundle."""
     from snapfusion.stages.export import stage
@@ -160,6 +201,8 @@ COMMANDS: dict[str, Callable[[], Command]] = {
     "generate": generate,
     "data stickers": data_stickers,
     "train stickers": train_stickers,
+    "profile": profile,
+    "profile sd15": profile_sd15,
     "export": export,
     "evolve": evolve,
     "evaluate": evaluate,
@@ -194,7 +237,7 @@ def _fail(message: str, status: int = 2) -> int:
 
 def _run(arguments: list[str]) -> None:
     """Find the command that the first words name and give it the rest."""
-    for count in (1, 2):
+    for count in (2, 1):
         if (words := " ".join(arguments[:count])) in COMMANDS:
             bound = _parse(COMMANDS[words](), f"snapfusion {words}", arguments[count:])
             return bound()
