@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from snapfusion.diffusion.schedule import Schedule
 from snapfusion.json_file import read_json, write_json
 from snapfusion.model.architecture import Architecture
-from snapfusion.model.decoder import PatchAutoencoderKL
+from snapfusion.model.decoder import OWN_FIELDS, PatchAutoencoderKL
 from snapfusion.model.text import TextEncoder
 from snapfusion.model.unet import ElasticUNet
 from snapfusion.tokens import read_tokenizer, set_pad_token, tokenizer_class, write_tokenizer
@@ -159,11 +159,11 @@ def save_unet(unet: ElasticUNet, folder: Path, dtype: torch.dtype = torch.float3
 
 
 def save_vae(vae: PatchAutoencoderKL, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write `folder/vae`, weights as `dtype`; one that folds no pixels is written as diffusers' `AutoencoderKL`."""
+    """Write `folder/vae`, weights as `dtype`; one that is diffusers' `AutoencoderKL` is written as that."""
     config = _config_of(vae)
-    if vae.patch_size == 1:
+    if vae.is_diffusers:
+        config = {name: value for name, value in config.items() if name not in OWN_FIELDS}
         config["_class_name"] = "AutoencoderKL"
-        del config["patch_size"]
     _write_config(folder / "vae", config)
     write_weights(vae.state_dict(), folder / "vae" / f"{WEIGHTS}.safetensors", dtype)
 
@@ -183,7 +183,7 @@ def _model_index(checkpoint: Checkpoint) -> dict[str, Any]:
     unet, vae = ["snapfusion.model.unet", "ElasticUNet"], ["snapfusion.model.decoder", "PatchAutoencoderKL"]
     if _is_stable_diffusions(checkpoint.unet):
         unet = ["diffusers", "UNet2DConditionModel"]
-    if checkpoint.vae.patch_size == 1:
+    if checkpoint.vae.is_diffusers:
         vae = ["diffusers", "AutoencoderKL"]
     same = isinstance(model, transformers.CLIPTextModel) and unet[0] == vae[0] == "diffusers"
     return {

@@ -1,0 +1,212 @@
+"""A narrow image decoder: sample latents by prompts, prune, distil, measure on latents that it never saw."""
+
+import hashlib
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from snapfusion.checkpoint import Checkpoint, hash_of, load_checkpoint, load_vae, save_checkpoint
+from snapfusion.fit import FitConfig, Share, fit
+from snapfusion.json_file import write_json
+from snapfusion.metrics.lpips import load_lpips
+from snapfusion.model.decoder import PatchAutoencoderKL
+from snapfusion.sampling import Sampling
+from snapfusion.stage_folder import TIMINGS, run_in_folder
+from snapfusion.stages.distill_decoder.distance import closeness, distillation_loss, draw_batch, image_of, seen_distance
+from snapfusion.stages.distill_decoder.latents import Plan, divide, draw, load, read_prompts
+from snapfusion.stages.distill_decoder.prune import Criterion
+from snapfusion.stages.distill_decoder.students import half, tiny
+
+DRAWS = ("tokenizer", "text_encoder", "unet", "scheduler")
+"""The parts of a checkpoint that its latents depend on."""
+LICENCES = "licences.json"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which decoder, from how many latents, trained for how long."""
+
+    student: Literal["half", "tiny"] = "half"
+    """half: the checkpoint's own decoder at half its widths, as in the paper. tiny: AutoencoderTiny's, from nothing."""
+    criterion: Criterion = "magnitude"
+    """Which half of the channels stays: the one whose weights weigh most, or any (to compare with)."""
+    latents: int = 4000
+    """How many are drawn to train on."""
+    held_out: int = 256
+    """How many are drawn to measure on, from prompts that are not trained on."""
+    steps: int = 50
+    """Steps of DDIM to a latent."""
+    guidance: float = 7.5
+    """Guidance of those steps."""
+    drawn_together: int = 16
+    """Latents of a batch, which is also what a file holds and what is lost when the run is killed."""
+    images: int = 64_000
+    """Pictures that the student sees in all."""
+    batch: int = 8
+    lr: float = 5e-4
+    warmup: int = 100
+    """Steps over which the learning rate rises; it falls to zero, along a cosine, over the second half of all."""
+    ema: float = 0.998
+    lpips_weight: float = 0.0
+    """Weight of LPIPS (VGG16, three levels, on a 64 px square) beside the squared error."""
+    precision: Literal["no", "bf16"] = "bf16"
+    """What the UNet and both decoders compute in while latents are drawn and the student is trained."""
+    seed: int = 0
+    max_seconds: float = math.inf
+    """Stop cleanly after this long; the same command goes on."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The checkpoint with the new decoder, and what was measured on it."""
+
+    checkpoint: Path
+    figures: Mapping[str, Any]
+
+    def describe(self) -> str:
+        """Size and closeness, in a line."""
+        at = self.figures
+        size = f"decoder {at['parameters_ratio']:.2f} times smaller"
+        near = f"{at['psnr_db']:.1f} dB, {at['psnr_drawn_db']:.1f} dB where drawn, LPIPS {at['lpips']:.3f}"
+        return f"{self.checkpoint}: {size}; on {at['held_out']} held-out latents {near}"
+
+
+def run(
+    config: Config, checkpoint: Path, prompts: Path, out: Path, latents: Path | None = None, cache: Path | None = None
+) -> Result:
+    """Give the checkpoint in folder `checkpoint` another image decoder and write it to `out / "checkpoint"`.
+
+    Args:
+        config: See `Config`.
+        checkpoint: A folder in diffusers' layout. Its encoder, UNet and text encoder come out as they were.
+        prompts: A text file, one prompt a line, or a built sticker set, whose training prompts are taken.
+        out: The stage's folder.
+        latents: Where latents are drawn to, and read from if they are there; by default `out / "latents"`. A second
+            student of the same base saves its time.
+        cache: Of LPIPS' network: see `snapfusion.metrics.weights`.
+
+    Raises:
+        ValueError: see `run_in_folder`; and where prompts or checkpoint are not as expected.
+        PausedError: `config.max_seconds` are over; the same call goes on.
+    """
+    asked = read_prompts(prompts)
+    inputs = {"checkpoint": hash_of(checkpoint), "prompts": hashlib.sha256("\n".join(asked).encode()).hexdigest()}
+    until = time.monotonic() + config.max_seconds
+
+    def work(folder: Path) -> dict[str, Any]:
+        base = load_checkpoint(checkpoint)
+        for network in (base.text_encoder, base.unet, base.vae):
+            placed(network).requires_grad_(False)
+        sources = {**{part: hash_of(checkpoint / part) for part in DRAWS}, "prompts": inputs["prompts"]}
+        drawn = sample(config, base, asked, sources, latents or folder / "latents", until)
+        made = folder / "checkpoint"
+        if not (made / "model_index.json").is_file():
+            trained = train(config, base.vae, load(drawn, "train"), folder, until, cache)
+            save(replace(base, vae=trained), narrowest(base), checkpoint, made)
+        student = placed(load_vae(made))  # as everybody else will have it, rounded to what is on disk
+        figures = measure(config, base.vae, student, load(drawn, "held-out"), cache)
+        shutil.rmtree(folder / "fit", ignore_errors=True)  # the state of the training, several times the decoder
+        return {**figures, "latents": config.latents, "held_out": config.held_out, "prompts": len(asked)}
+
+    return Result(out / "checkpoint", run_in_folder(out, config, inputs, work, free=("max_seconds",)))
+
+
+def sample(
+    config: Config, base: Checkpoint, prompts: list[str], inputs: Mapping[str, str], folder: Path, until: float
+) -> Path:
+    """The folder of the latents, drawn first as far as they are not there: a stage's folder in itself."""
+    sampling = Sampling(config.steps, config.guidance, bf16=config.precision == "bf16")
+    plan = Plan(config.latents, config.held_out, config.drawn_together, sampling, config.seed)
+
+    def work(partial: Path) -> dict[str, Any]:
+        draw(base, divide(prompts, config.seed), plan, partial, until)
+        return {"latents": config.latents, "held_out": config.held_out}
+
+    run_in_folder(folder, plan, inputs, work)
+    return folder
+
+
+def begin(config: Config, vae: PatchAutoencoderKL) -> PatchAutoencoderKL:
+    """The student before its training."""
+    return half(vae, config.criterion, config.seed) if config.student == "half" else tiny(vae, config.seed)
+
+
+def train(
+    config: Config, teacher: PatchAutoencoderKL, latents: Tensor, folder: Path, until: float, cache: Path | None
+) -> PatchAutoencoderKL:
+    """A student whose decoder draws what the teacher's draws of `latents` `[N, C, h, w]`; nothing else of it moves."""
+    student = placed(begin(config, teacher)).requires_grad_(False)
+    decoder = student.decoder.requires_grad_(True).train()
+    lpips = placed(load_lpips(levels=3, cache=cache)) if config.lpips_weight else None
+
+    def loss(prepared: nn.Module, step: int, share: Share) -> Tensor:
+        latent = draw_batch(latents, config.batch, config.seed, step)[share.rows].to(DEVICE)
+        with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            target = image_of(teacher.decoder, teacher, latent)
+        image = image_of(prepared, student, latent)
+        distance = distillation_loss(image, target)
+        if lpips is not None:
+            distance = distance + config.lpips_weight * seen_distance(image, target, lpips, config.seed, step)
+        return distance
+
+    steps = config.images // config.batch
+    settings = FitConfig(
+        steps,
+        config.batch,
+        config.lr,
+        config.warmup,
+        decay=steps // 2,
+        ema=config.ema,
+        precision=config.precision,
+        max_seconds=until - time.monotonic(),
+        name="decoder",
+    )
+    fitted = fit(decoder, loss, settings, folder / "fit")
+    write_json(folder / TIMINGS, {"images_per_second": fitted.images_per_second})
+    return student.eval()
+
+
+def measure(
+    config: Config, teacher: PatchAutoencoderKL, student: PatchAutoencoderKL, latents: Tensor, cache: Path | None
+) -> dict[str, float]:
+    """Parameters of both decoders, and how near the student comes on held-out latents: trained, and before that."""
+    lpips = placed(load_lpips(cache=cache))
+    sizes = [sum(weight.numel() for weight in vae.decoder.parameters()) for vae in (teacher, student)]
+    before = closeness(placed(begin(config, teacher)), teacher, latents, lpips)
+    return {
+        **closeness(student, teacher, latents, lpips),
+        "psnr_before_db": before["psnr_db"],
+        "parameters": sizes[1],
+        "parameters_before": sizes[0],
+        "parameters_ratio": round(sizes[0] / sizes[1], 4),
+    }
+
+
+def save(checkpoint: Checkpoint, dtype: torch.dtype, source: Path, folder: Path) -> None:
+    """Write a checkpoint with the licences that its source has; model_index.json last."""
+    folder.mkdir(exist_ok=True)
+    if (source / LICENCES).is_file():
+        shutil.copyfile(source / LICENCES, folder / LICENCES)
+    save_checkpoint(checkpoint, folder, dtype)
+
+
+def narrowest(base: Checkpoint) -> torch.dtype:
+    """float16 if it holds every weight of the checkpoint exactly, else float32: what stays must stay to the bit."""
+    networks: tuple[nn.Module, ...] = (base.text_encoder, base.unet, base.vae)
+    weights = [weight for network in networks for weight in network.parameters()]
+    return torch.float16 if all(torch.equal(weight.half().float(), weight) for weight in weights) else torch.float32
+
+
+def placed(network: Network) -> Network:
+    """The network, moved to where this process computes."""
+    nn.Module.to(network, DEVICE)
+    return network

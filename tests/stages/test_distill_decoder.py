@@ -1,0 +1,319 @@
+"""Half a decoder: the function it keeps, what it learns, and that nothing else of a checkpoint moves."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from snapfusion.checkpoint import load_checkpoint, load_vae
+from snapfusion.fit import FitConfig
+from snapfusion.metrics.lpips import Lpips
+from snapfusion.model.decoder import PatchAutoencoderKL
+from snapfusion.sampling import decode, draw_latents
+from snapfusion.stage_folder import PausedError
+from snapfusion.stages.distill_decoder import latents, stage
+from snapfusion.stages.distill_decoder.distance import closeness, image_of
+from snapfusion.stages.distill_decoder.latents import divide, read_prompts
+from snapfusion.stages.distill_decoder.prune import better_half, halve
+from snapfusion.stages.distill_decoder.stage import Config, Result, run
+from snapfusion.stages.distill_decoder.students import half, tiny
+
+CONFIG = Config(latents=4, held_out=3, steps=2, guidance=2.0, drawn_together=2, images=6, batch=2, warmup=1, ema=0.5)
+PROMPTS = ["a red fox", "a blue whale, flat", "a cat", "a sticker of the fox"]
+KINDS = {"folded": {"patch_size": 2, "mid_block_add_attention": False}, "with attention": {}}
+
+
+def autoencoder(*widths: int, groups: int = 2, **fields: Any) -> PatchAutoencoderKL:
+    torch.manual_seed(0)
+    levels = len(widths)
+    return PatchAutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=widths,
+        norm_num_groups=groups,
+        sample_size=32,
+        **fields,
+    ).eval()
+
+
+def stable_diffusions(**fields: Any) -> PatchAutoencoderKL:
+    with torch.device("meta"):
+        return autoencoder(128, 256, 512, 512, groups=32, layers_per_block=2, **fields)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(PROMPTS))
+    return file
+
+
+@pytest.fixture(autouse=True)
+def _lpips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LPIPS with a level and weights of its own: the published ones are half a gigabyte and not the point."""
+
+    def load_lpips(levels: int = 5, cache: Path | None = None) -> Lpips:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            lpips = Lpips(1)
+        nn.init.ones_(lpips.heads[0])
+        return lpips
+
+    monkeypatch.setattr(stage, "load_lpips", load_lpips)
+
+
+def widened(decoder: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a decoder of twice the widths and the same function: every channel stands there twice, side by
+    side and so in the same group, and nobody reads the first of the two."""
+    wide = {}
+    for name, weight in decoder.state_dict().items():
+        if not name.startswith("conv_out."):
+            weight = weight.repeat_interleave(2, dim=0)
+        if weight.ndim > 1 and not name.startswith("conv_in."):
+            weight = weight.repeat_interleave(2, dim=1).clone()
+            weight[:, ::2] = 0
+        if ".to_q." in name:
+            weight = weight * math.sqrt(2)  # attention divides by the root of the width
+        if ".to_k." in name:
+            weight = weight.clone()
+            weight[::2] = 0
+        wide[name] = weight
+    return wide
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_channels_that_nobody_reads_go_and_the_function_stays(kind: str) -> None:
+    narrow = autoencoder(8, 16, 16, **KINDS[kind])
+    wide = autoencoder(16, 32, 32, **KINDS[kind])
+    for name, weight in narrow.named_parameters():  # norms as training leaves them, not all ones and zeros
+        if "norm" in name:
+            nn.init.normal_(weight, mean=1.0, std=0.5)
+    wide.decoder.load_state_dict(widened(narrow.decoder))
+    assert wide.post_quant_conv is not None
+    assert narrow.post_quant_conv is not None
+    wide.post_quant_conv.load_state_dict(narrow.post_quant_conv.state_dict())
+    student = half(wide, "magnitude", seed=0)
+    for name, weight in narrow.decoder.state_dict().items():
+        torch.testing.assert_close(student.decoder.state_dict()[name], weight, atol=1e-6, rtol=1e-6)
+    latent = torch.randn(2, 4, 4, 4)
+    with torch.no_grad():
+        expected, drawn = wide.decode(latent).sample, student.decode(latent).sample
+        torch.testing.assert_close(drawn, expected, atol=1e-4, rtol=1e-4)
+        by_chance = half(wide, "random", seed=0).decode(latent).sample
+    assert (by_chance - expected).std() > 0.1 * expected.std()
+    assert drawn.shape == (2, 3, 16 * narrow.patch_size, 16 * narrow.patch_size)
+
+
+def test_the_better_half_of_every_group_by_hand() -> None:
+    strength = torch.tensor([1.0, 4.0, 3.0, 2.0, 9.0, 9.0, 8.0, 9.0])
+    assert better_half(strength, 2).tolist() == [1, 2, 4, 5]
+    assert better_half(strength, 1).tolist() == [4, 5, 6, 7]
+    with pytest.raises(ValueError, match="got 8 channels in 8 groups, expected an even number"):
+        better_half(strength, 8)
+
+
+def test_random_channels_come_from_the_seed() -> None:
+    weights = autoencoder(16, 16).decoder.state_dict()
+    first, again, other = (halve(weights, 2, "random", seed)["conv_in.weight"] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_half_of_stable_diffusions_decoder_is_a_quarter() -> None:
+    full, narrow = stable_diffusions(), stable_diffusions(decoder_block_out_channels=(64, 128, 256, 256))
+    sizes = [sum(weight.numel() for weight in vae.decoder.parameters()) for vae in (full, narrow)]
+    assert sizes[0] == 49_490_179  # as published
+    assert 3.7 < sizes[0] / sizes[1] < 4.1
+    shapes = {name: weight.shape for name, weight in halve(full.decoder.state_dict(), 32, "random").items()}
+    assert shapes == {name: weight.shape for name, weight in narrow.decoder.state_dict().items()}
+    operations = []
+    for vae in (full, narrow):
+        with FlopCounterMode(display=False) as counter:
+            vae.decode(torch.empty(1, 4, 64, 64, device="meta"))
+        operations.append(counter.get_total_flops())
+    assert 3.7 < operations[0] / operations[1] < 4.1
+
+
+def test_the_tiny_decoder_is_autoencoder_tinys() -> None:
+    """At Stable Diffusion's four levels, with its names of weights; it reads latents as the UNet gives them."""
+    ours = tiny(autoencoder(8, 8, 8, 8, scaling_factor=0.5), seed=0)
+    theirs = AutoencoderTiny().eval()
+    theirs.decoder.load_state_dict(ours.decoder.state_dict())
+    latent = torch.randn(1, 4, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.decode(latent / 0.5).sample, theirs.decode(latent).sample)
+        folded = tiny(autoencoder(8, 8, 8, patch_size=4, latent_channels=8), seed=0)
+        assert folded.decode(torch.randn(1, 8, 4, 4)).sample.shape == (1, 3, 64, 64)
+    with pytest.raises(ValueError, match="got a DecoderTiny to halve"):
+        half(ours, "magnitude", seed=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decoder_alone_draws_as_its_autoencoder(kind: str) -> None:
+    vae, latent = autoencoder(8, 16, **KINDS[kind]), torch.randn(2, 4, 4, 4)
+    with torch.no_grad():
+        expected = vae.decode(latent / vae.config["scaling_factor"]).sample
+        assert torch.equal(image_of(vae.decoder, vae, latent), expected)
+
+
+def test_closeness_by_hand() -> None:
+    teacher = autoencoder(8, 8)
+    student = half(teacher, "magnitude", seed=0)
+    latent = torch.randn(3, 4, 8, 8)
+    found = closeness(student, teacher, latent, Lpips(1), batch=2)
+    image, target = (decode(vae, latent).double().numpy() for vae in (student, teacher))
+    errors = ((image - target) ** 2).mean(axis=(1, 2, 3))
+    assert found["psnr_db"] == pytest.approx(np.mean(-10 * np.log10(errors)), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("base", "student"), [("tiny_checkpoint", "half"), ("tiny_checkpoint", "tiny"), ("tiny_sd_checkpoint", "half")]
+)
+def test_only_the_decoder_changes(
+    base: str, student: Any, prompts: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(base)
+    result = run(replace(CONFIG, student=student), folder, prompts, tmp_path / "out")
+    before, after = load_checkpoint(folder), load_checkpoint(result.checkpoint)
+    for part in ("text_encoder", "unet"):
+        old, new = (getattr(checkpoint, part).state_dict() for checkpoint in (before, after))
+        assert all(torch.equal(new[name], weight) for name, weight in old.items())
+    encoder = [name for name in before.vae.state_dict() if name.startswith(("encoder.", "quant_conv."))]
+    assert all(torch.equal(after.vae.state_dict()[name], before.vae.state_dict()[name]) for name in encoder)
+    assert (after.schedule, after.length) == (before.schedule, before.length)
+
+    figures = result.figures
+    count = [sum(weight.numel() for weight in model.vae.decoder.parameters()) for model in (before, after)]
+    assert figures["parameters_ratio"] == pytest.approx(count[0] / count[1], abs=1e-4)
+    assert (figures["prompts"], figures["latents"], figures["held_out"]) == (4, 4, 3)
+    latent = draw_latents(after, PROMPTS[:1], [1], latents.Sampling(2, 2.0))
+    assert decode(after.vae, latent).shape == (1, 3, 64, 64)
+    assert f"{figures['psnr_db']:.1f} dB" in result.describe()
+
+
+def test_distilling_brings_it_nearer(tiny_checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, images=80, batch=4, lr=4e-3, lpips_weight=0.1)
+    figures = run(config, tiny_checkpoint, prompts, tmp_path / "out").figures
+    assert figures["psnr_db"] > figures["psnr_before_db"] + 3
+
+
+def weights(result: Result) -> dict[str, torch.Tensor]:
+    return load_file(result.checkpoint / "vae" / "diffusion_pytorch_model.safetensors")
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("module", "part", "at"), [(latents, "draw_latents", 3), (stage, "draw_batch", 3)])
+def test_a_killed_run_ends_with_the_same_weights(
+    tiny_checkpoint: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    part: str,
+    at: int,
+) -> None:
+    monkeypatch.setattr(stage, "FitConfig", partial(FitConfig, save_seconds=0))
+    undisturbed = run(CONFIG, tiny_checkpoint, prompts, tmp_path / "a")
+    calls: list[int] = []
+    whole: Callable[..., Any] = getattr(module, part)
+
+    def deadly(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == at:
+            raise Killed
+        return whole(*arguments)
+
+    monkeypatch.setattr(module, part, deadly)
+    with pytest.raises(Killed):
+        run(CONFIG, tiny_checkpoint, prompts, tmp_path / "b")
+    resumed = run(CONFIG, tiny_checkpoint, prompts, tmp_path / "b")
+    undisturbed_calls = 4 if part == "draw_latents" else 3
+    assert len(calls) == undisturbed_calls + 1  # what was done before the kill was not done again
+    assert resumed.figures == undisturbed.figures
+    for name, weight in weights(undisturbed).items():
+        assert torch.equal(weights(resumed)[name], weight), name
+
+
+def test_a_paused_run_goes_on(tiny_checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+    undisturbed = run(CONFIG, tiny_checkpoint, prompts, tmp_path / "a")
+    hurried = replace(CONFIG, max_seconds=0.0)
+    pauses = 0
+    while True:
+        try:
+            result = run(hurried, tiny_checkpoint, prompts, tmp_path / "b")
+            break
+        except PausedError:
+            pauses += 1
+            assert pauses < 20, "it never ends"
+    assert pauses > 2
+    assert result.figures == undisturbed.figures
+    assert all(torch.equal(weights(result)[name], weight) for name, weight in weights(undisturbed).items())
+    assert not (result.checkpoint.parent / "fit").exists()
+
+
+def test_a_second_student_reads_the_latents_of_the_first(
+    tiny_checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = tmp_path / "latents"
+    first = run(CONFIG, tiny_checkpoint, prompts, tmp_path / "half", drawn)
+    assert not (first.checkpoint.parent / "latents").exists()
+    monkeypatch.setattr(latents, "draw_latents", None)  # nothing draws again
+    run(replace(CONFIG, student="tiny"), tiny_checkpoint, prompts, tmp_path / "tiny", drawn)
+    with pytest.raises(ValueError, match=r"got .*latents, made with sampling"):
+        run(replace(CONFIG, guidance=3.0), tiny_checkpoint, prompts, tmp_path / "other", drawn)
+
+
+def test_held_out_prompts_are_not_trained_on(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(["a fox", "", "a fox ", *(f"thing {n}" for n in range(29))]))
+    asked = read_prompts(file)
+    assert len(asked) == 30
+    parts = divide(asked, seed=0)
+    assert (len(parts["held-out"]), len(parts["train"])) == (3, 27)
+    assert {*parts["held-out"], *parts["train"]} == {*asked}
+    file.write_text("a fox")
+    with pytest.raises(ValueError, match=r"got 1 prompts .* expected at least two"):
+        read_prompts(file)
+
+
+def test_latents_are_those_of_their_prompts_and_seeds(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    plan = latents.Plan(4, 3, 2, latents.Sampling(2, 2.0), seed=0)
+    latents.draw(load_checkpoint(tiny_checkpoint), divide(PROMPTS, 0), plan, tmp_path, math.inf)
+    drawn = latents.load(tmp_path, "train")
+    assert drawn.shape == (4, 4, 16, 16)
+    order = divide(PROMPTS, CONFIG.seed)["train"]
+    numbers = range(3, 7)
+    seeds = [latents.noise_seed(CONFIG.seed, number) for number in numbers]
+    assert len({*seeds}) == 4
+    asked = [order[number % 3] for number in numbers]
+    expected = draw_latents(load_checkpoint(tiny_checkpoint), asked, seeds, latents.Sampling(2, 2.0))
+    torch.testing.assert_close(drawn.float(), expected, atol=4e-3, rtol=1e-3)  # float16 on disk
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["half", "tiny"])
+def test_a_bundle_is_made_of_it_as_of_any_checkpoint(
+    student: Any, tiny_checkpoint: Path, prompts: Path, tmp_path: Path
+) -> None:
+    from snapfusion.generate import open_bundle
+    from snapfusion.stages.export import stage as export
+
+    made = run(replace(CONFIG, student=student), tiny_checkpoint, prompts, tmp_path / "out").checkpoint
+    config = export.Config(name="narrow", steps=2, guidance=2.0, prompts=("a red fox",), vae_decoder="fp16")
+    bundle = export.run(config, made, tmp_path / "bundle").bundle
+    (image,) = open_bundle(bundle)("a red fox", seed=1)
+    assert image.size == (64, 64)
+    assert load_vae(made).decoder_widths == ((4, 4) if student == "half" else (64, 64))
