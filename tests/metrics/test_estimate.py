@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
-from snapfusion.metrics.estimate import draws, ratio_of_means, share
+from snapfusion.metrics.estimate import Estimate, draws, mean, ratio_of_means, share, wilson
 
 
 def test_draws_are_counts_of_pictures_drawn_with_replacement() -> None:
@@ -26,3 +27,23 @@ def test_ratio_is_of_the_means_and_keeps_pictures_together() -> None:
     estimate = ratio_of_means(real / 2, real)
     assert (estimate.low, estimate.high) == pytest.approx((0.5, 0.5))
     assert ratio_of_means(np.array([0.0, 4.0]), np.array([1.0, 3.0])).value == 1.0
+
+
+def test_a_mean_has_the_interval_of_the_central_limit() -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, 900)
+    estimate = mean(values)
+    assert estimate.value == pytest.approx(values.mean())
+    margin = 1.96 * values.std() / 30
+    assert (estimate.low, estimate.high) == pytest.approx((values.mean() - margin, values.mean() + margin), abs=0.02)
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (0, 10), (7, 10), (31, 40), (500, 1000)])
+def test_wilsons_interval_is_scipys(hits: int, count: int) -> None:
+    expected = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    estimate = wilson(hits, count)
+    assert estimate.value == hits / count
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_no_trials_say_nothing() -> None:
+    assert wilson(0, 0) == Estimate(0.5, 0.0, 1.0)

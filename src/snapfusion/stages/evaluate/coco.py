@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from snapfusion.data.choice import number
 from snapfusion.json_file import read_json
@@ -110,7 +110,10 @@ def _read_txt(file: Path) -> Iterator[Caption]:
 
 def square(image: Image.Image, side: int) -> NDArray[np.uint8]:
     """The middle of a picture, as large as it goes, bicubic and antialiased to `[side, side, 3]`."""
-    return np.asarray(ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC))
+    edge = min(image.size)
+    left, top = (image.width - edge) // 2, (image.height - edge) // 2
+    middle = image.convert("RGB").crop((left, top, left + edge, top + edge))
+    return np.asarray(middle.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def read_squares(files: Sequence[Path], side: int) -> Iterator[Images]:

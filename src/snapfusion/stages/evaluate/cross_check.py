@@ -49,11 +49,11 @@ def cross_check(
         return None
     device = checkpoint.unet.device
     pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, safety_checker=None, torch_dtype=torch.float32
+        folder, local_files_only=True, use_safetensors=True, safety_checker=None
     )
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)
+    pipeline.to(device, torch.float32)
     errors: list[float] = []
     for request in requests:
         ours = draw_latents(checkpoint, [request.prompt], [request.seed], Sampling(steps, guidance))
