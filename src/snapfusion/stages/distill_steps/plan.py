@@ -5,6 +5,7 @@ evolved 32 -> 16                            leg "evolved-16"
 base-16 teaches 8 steps to evolved-16       leg "evolved-8"
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -68,14 +69,15 @@ def progressive(config: Config, checkpoint: str = "evolved", first: int = 32) ->
 def run_plan(plan: Sequence[Leg], checkpoints: Mapping[str, Path], data: Path, out: Path) -> dict[str, Result]:
     """Run the legs, each in its folder below `out`, and return what each came to; to resume, call it again.
 
-    `checkpoints` are those that the legs name: "base", "evolved". Raises what `stage.run` raises, and `ValueError`
-    for a name that is neither.
+    `checkpoints` are those that the legs name: "base", "evolved". A leg's `max_seconds` count from the start of the
+    first. Raises what `stage.run` raises, and `ValueError` for a name that is neither a checkpoint's nor a leg's.
     """
-    known, results = dict(checkpoints), {}
+    known, results, started = dict(checkpoints), {}, time.monotonic()
     for leg in plan:
         for name in (leg.student, leg.teacher):
             if name not in known:
                 raise ValueError(f"got {name} in leg {leg.name}, expected one of {', '.join(known)}")
-        results[leg.name] = run(leg.config, known[leg.student], known[leg.teacher], data, out / leg.name, out / "cache")
+        left = replace(leg.config, max_seconds=max(leg.config.max_seconds - (time.monotonic() - started), 0.0))
+        results[leg.name] = run(left, known[leg.student], known[leg.teacher], data, out / leg.name, out / "cache")
         known[leg.name] = results[leg.name].checkpoint
     return results
