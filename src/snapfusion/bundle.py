@@ -27,6 +27,7 @@ from snapfusion.tokens import read_tokenizer
 Part = Literal["text_encoder", "unet", "vae_decoder"]
 Runtime = Literal["openvino"]
 
+PARTS: tuple[Part, ...] = get_args(Part)
 FORMAT = 1
 MANIFEST = "manifest.json"
 EMBEDDED = Path(__file__).parent / "bundles" / "stickers"
@@ -37,7 +38,7 @@ NEEDED = (
     "tokenizer/tokenizer_config.json",
     "unet/config.json",
     "vae_decoder/config.json",
-    *(f"{part}/openvino_model.{end}" for part in ("text_encoder", "unet", "vae_decoder") for end in ("xml", "bin")),
+    *(f"{part}/openvino_model.{end}" for part in PARTS for end in ("xml", "bin")),
 )
 # Names of plain data: no way up, no way out, nothing that some program would run.
 PLAIN_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
@@ -155,6 +156,15 @@ def seal_bundle(folder: Path, manifest: Manifest) -> None:
     """Write manifest.json for all files in `folder`: whatever changes after this is refused."""
     files = {name: _fingerprint(folder / name) for name in _names(folder)}
     write_json(folder / MANIFEST, {"format": FORMAT, **asdict(manifest), "files": files})
+
+
+def sizes_of(bundle: Bundle) -> dict[str, int]:
+    """Bytes of each folder of a bundle, and of the files that are in none as "."."""
+    sizes: dict[str, int] = {}
+    for name in [*_names(bundle.folder), MANIFEST]:
+        folder = name.rpartition("/")[0] or "."
+        sizes[folder] = sizes.get(folder, 0) + (bundle.folder / name).stat().st_size
+    return sizes
 
 
 def _manifest(record: Mapping[str, Any], folder: Path) -> Manifest:

@@ -10,13 +10,15 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from snapfusion.bundle import Bundle, Networks, read_bundle
+from snapfusion.bundle import PARTS, Bundle, Network, Networks, Part, read_bundle
 from snapfusion.diffusion.guidance import guide
 from snapfusion.diffusion.noise import randn
 from snapfusion.diffusion.sampler import Scheduler, sample
@@ -60,16 +62,40 @@ def _picture(image: NDArray[np.float32]) -> Image.Image:
     return Image.fromarray((unit * 255).round().astype(np.uint8).transpose(1, 2, 0))
 
 
-def open_networks(bundle: Bundle, guided: bool = True, threads: int | None = None) -> Networks:
-    """All three networks in memory, made ready for pictures drawn with or without guidance."""
+def open_networks(
+    bundle: Bundle, guided: bool = True, threads: int | None = None, low_memory: bool = False
+) -> Networks:
+    """All three networks in memory, made ready for pictures drawn with or without guidance.
+
+    With `low_memory` there is never more than one: each comes when it is called, and goes when another is.
+    """
     if threads is not None and threads < 1:
         raise ValueError(f"got {threads} threads, expected at least 1")
     rows = 2 if guided else 1
+    if low_memory:
+        turns = Turns(lambda part: bundle.open(part, 1 if part == "vae_decoder" else rows, threads))
+        return Networks(*(partial(turns.call, part) for part in PARTS))
     with ThreadPoolExecutor() as pool:  # opening a network keeps one core busy: no need to wait for each other
         text_encoder = pool.submit(bundle.open, "text_encoder", rows, threads)
         unet = pool.submit(bundle.open, "unet", rows, threads)
         vae_decoder = pool.submit(bundle.open, "vae_decoder", 1, threads)
     return Networks(text_encoder.result(), unet.result(), vae_decoder.result())
+
+
+class Turns:
+    """Networks of which one at a time is in memory: the one that was called last."""
+
+    def __init__(self, open_part: Callable[[Part], Network]) -> None:
+        self.open_part = open_part
+        self.part: Part | None = None
+        self.network: Network | None = None
+
+    def call(self, part: Part, **inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Run a network, which is brought into memory first where it is not there."""
+        if self.network is None or self.part != part:
+            self.network = None  # it goes before the other comes
+            self.part, self.network = part, self.open_part(part)
+        return self.network(**inputs)
 
 
 @dataclass(frozen=True)
@@ -110,7 +136,11 @@ class OpenBundle:
 
 
 def open_bundle(
-    path: str | Path | None = None, *, runtime: str | None = None, threads: int | None = None
+    path: str | Path | None = None,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    low_memory: bool = False,
 ) -> OpenBundle:
     """Bring a bundle into memory.
 
@@ -121,11 +151,12 @@ def open_bundle(
         path: The bundle's folder; None for the one that is embedded.
         runtime: "openvino"; None for the bundle's own.
         threads: Of the CPU; None for all.
+        low_memory: Keep one network in memory at a time. Every picture opens all three again, which takes longer.
     Raises:
         ValueError: Where the bundle is missing, broken, or not what was sealed.
     """
     bundle = read_bundle(None if path is None else Path(path), runtime)
-    return OpenBundle(bundle, open_networks(bundle, bundle.manifest.defaults.guidance != 1, threads))
+    return OpenBundle(bundle, open_networks(bundle, bundle.manifest.defaults.guidance != 1, threads, low_memory))
 
 
 def cut(bundle: Bundle, *texts: str) -> list[str]:

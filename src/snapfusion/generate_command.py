@@ -64,6 +64,7 @@ def generate(
     bundle: Annotated[Path | None, _default("the embedded one", "FOLDER")] = None,
     runtime: Annotated[str | None, _default("the bundle's own", "openvino")] = None,
     threads: Annotated[int | None, WHOLE, _default("all cores")] = None,
+    low_memory: bool = False,
     prompts: Annotated[Path | None, _default("none", "FILE")] = None,
     json: bool = False,
     quiet: bool = False,
@@ -83,6 +84,7 @@ def generate(
         bundle: A bundle's folder.
         runtime: What runs the networks.
         threads: Threads of the CPU.
+        low_memory: Keep one network in memory at a time; every picture opens all three again.
         prompts: A text file with a prompt on every line; each is drawn as it would be alone.
         json: Print one JSON object and nothing else.
         quiet: Print nothing but warnings and errors.
@@ -99,7 +101,7 @@ def generate(
         print(f"snapfusion: longer than {opened.length} tokens, not drawn: {lost!r}", file=sys.stderr)
 
     seconds: Seconds = {"load": 0, "text": 0, "unet": 0, "decode": 0, "total": 0}
-    networks = _timed(story.open_networks(opened, jobs[0].guidance != 1, threads), seconds)
+    networks = _timed(story.open_networks(opened, jobs[0].guidance != 1, threads, low_memory), seconds)
     seconds["load"] = time.perf_counter() - started
     paths = _draw(opened, networks, jobs, out, n, quiet)
     seconds["total"] = time.perf_counter() - started

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from snapfusion.bundle import read_bundle
+from snapfusion.checkpoint import hash_of
 from snapfusion.cli import main
 from snapfusion.stages.export import stage
 from snapfusion.stages.export.parity import Comparison, check, psnr
@@ -116,6 +117,20 @@ def test_a_clip_checkpoint_becomes_a_bundle_too(
     assert bundle.schedule.prediction_type == "epsilon"
     assert bundle.manifest.weights == dict.fromkeys(GOOD, "fp16")
     assert json.loads((out / "model_index.json").read_text())["unet"][1] == "UNet2DConditionModel"
+
+
+@pytest.mark.slow
+def test_the_decoder_can_come_from_another_checkpoint(
+    tiny_checkpoint: Path, tiny_sd_checkpoint: Path, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, prompts=("a red fox",), steps=1)
+    out = stage.run(config, tiny_checkpoint, tmp_path / "bundle", decoder=tiny_sd_checkpoint).bundle
+    decoder = json.loads((out / "vae_decoder" / "config.json").read_text())
+    assert decoder["block_out_channels"] == [8, 8, 8]  # the sticker base in small has two levels, and folds pixels
+    source = read_bundle(out).manifest.source
+    assert (source["checkpoint"], source["decoder"]) == (hash_of(tiny_checkpoint), hash_of(tiny_sd_checkpoint))
+    with pytest.raises(ValueError, match="holds something else"):
+        stage.run(config, tiny_checkpoint, out)
 
 
 def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,19 +52,22 @@ def load_index(folder: Path, core: bool = False) -> list[Pair]:
 
 
 def read_images(folder: Path, pairs: Sequence[Pair]) -> NDArray[np.uint8]:
-    """The pictures of some rows, in their order: `[N, H, W, 3]`."""
+    """The pictures of some rows, in their order: `[N, H, W, 3]`. Raises `ValueError` where one is missing or broken."""
     places: dict[str, dict[str, int]] = defaultdict(dict)
     for position, pair in enumerate(pairs):
         places[pair.shard][f"{pair.key}.png"] = position
     images: list[NDArray[np.uint8] | None] = [None] * len(pairs)
     for shard, wanted in places.items():
-        with tarfile.open(folder / shard, "r:") as tar:
-            for member in tar:
-                if member.name in wanted:
-                    handle = tar.extractfile(member)
-                    assert handle is not None
-                    image = Image.open(io.BytesIO(handle.read())).convert("RGB")
-                    images[wanted[member.name]] = np.asarray(image)
+        try:
+            with tarfile.open(folder / shard, "r:") as tar:
+                for member in tar:
+                    if member.name in wanted:
+                        handle = tar.extractfile(member)
+                        assert handle is not None
+                        image = Image.open(io.BytesIO(handle.read())).convert("RGB")
+                        images[wanted[member.name]] = np.asarray(image)
+        except (tarfile.TarError, OSError) as error:  # also what Pillow says of no picture
+            raise ValueError(f"{folder / shard}: expected a tar of pictures ({error}); build the set again") from error
     missing = [pair.key for pair, image in zip(pairs, images, strict=True) if image is None]
     if missing:
         raise ValueError(f"got no picture {missing[0]}.png in {folder}, expected it in its shard; build the set again")

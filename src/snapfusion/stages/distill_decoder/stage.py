@@ -64,6 +64,13 @@ class Config:
     max_seconds: float = math.inf
     """Stop cleanly after this long; the same command goes on."""
 
+    def __post_init__(self) -> None:
+        for name in ("latents", "held_out", "drawn_together", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"got --{name.replace('_', '-')} {getattr(self, name)}, expected at least 1")
+        if self.images < self.batch:
+            raise ValueError(f"got --images {self.images}, expected at least a batch of {self.batch}")
+
 
 @dataclass(frozen=True)
 class Result:
@@ -81,7 +88,12 @@ class Result:
 
 
 def run(
-    config: Config, checkpoint: Path, prompts: Path, out: Path, latents: Path | None = None, cache: Path | None = None
+    config: Config,
+    checkpoint: Path,
+    prompts: Path,
+    out: Path,
+    latents_folder: Path | None = None,
+    cache: Path | None = None,
 ) -> Result:
     """Give the checkpoint in folder `checkpoint` another image decoder and write it to `out / "checkpoint"`.
 
@@ -90,8 +102,8 @@ def run(
         checkpoint: A folder in diffusers' layout. Its encoder, UNet and text encoder come out as they were.
         prompts: A text file, one prompt a line, or a built sticker set, whose training prompts are taken.
         out: The stage's folder.
-        latents: Where latents are drawn to, and read from if they are there; by default `out / "latents"`. A second
-            student of the same base saves its time.
+        latents_folder: Where latents are drawn to, and read from if they are there; by default `out / "latents"`. A
+            second student of the same base saves their time.
         cache: Of LPIPS' network: see `snapfusion.metrics.weights`.
 
     Raises:
@@ -107,7 +119,7 @@ def run(
         for network in (base.text_encoder, base.unet, base.vae):
             placed(network).requires_grad_(False)
         sources = {**{part: hash_of(checkpoint / part) for part in DRAWS}, "prompts": inputs["prompts"]}
-        drawn = sample(config, base, asked, sources, latents or folder / "latents", until)
+        drawn = sample(config, base, asked, sources, latents_folder or folder / "latents", until)
         made = folder / "checkpoint"
         if not (made / "model_index.json").is_file():
             trained = train(config, base.vae, load(drawn, "train"), folder, until, cache)

@@ -34,6 +34,8 @@ class Config:
     """Whether a copy begins as the identity or with its original's weights."""
     score: Literal["drawing", "denoising", "output"] = "drawing"
     """What a block's quality is: alignment of pictures drawn without it, or a loss on latents."""
+    latents: int = 512
+    """Held-out latents that such a loss is the mean of."""
     prompts: int = PROXY.prompts
     steps: int = PROXY.steps
     guidance: float = 4.0

@@ -24,7 +24,7 @@ from snapfusion.stages.evolve.trial import Trial, denoising_trial, drawing_trial
 from snapfusion.table import Table
 
 CACHE, BASE = "cache", "base.json"
-BATCHES, ROWS = 8, 64  # of real latents, where nothing is drawn
+ROWS = 64  # latents of a batch, where nothing is drawn
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,9 @@ def judged(config: Config, base: Checkpoint, sources: Sources) -> Trial:
 
 def unjudged(config: Config, base: Checkpoint, held_out: Cache) -> Trial:
     """Losses on real latents that the base was not trained on."""
+    rows = min(ROWS, config.latents)
     batches = [
-        draw_batch(held_out, base.schedule, ROWS, dropout=0.0, seed=config.seed, step=step, recoloured=0.0)
-        for step in range(BATCHES)
+        draw_batch(held_out, base.schedule, rows, dropout=0.0, seed=config.seed, step=step, recoloured=0.0)
+        for step in range(config.latents // rows)
     ]
     return (denoising_trial if config.score == "denoising" else output_trial)(base.unet, batches)

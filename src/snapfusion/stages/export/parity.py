@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from snapfusion.bundle import Bundle, Network, Networks
+from snapfusion.bundle import PARTS, Bundle, Network, Networks
 from snapfusion.generate import generate
 from snapfusion.settings import Settings
 
-PARTS = ("text_encoder", "unet", "vae_decoder")
 FLOORS_DB = {"fp16": 35.0, "int8": 28.0}
 """For one network, by how its weights are stored; it computes in bfloat16 where the CPU can."""
 PICTURE_FLOOR_DB = 30.0

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from snapfusion import __version__
-from snapfusion.bundle import MANIFEST, Defaults, Manifest, Networks, read_bundle, seal_bundle
-from snapfusion.checkpoint import Checkpoint, hash_of, load_checkpoint
+from snapfusion.bundle import MANIFEST, PARTS, Defaults, Manifest, Networks, read_bundle, seal_bundle
+from snapfusion.checkpoint import Checkpoint, hash_of, load_checkpoint, load_vae
 from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.generate import open_networks
 from snapfusion.json_file import read_json, write_json
@@ -20,7 +20,7 @@ from snapfusion.runtimes import openvino
 from snapfusion.runtimes.torch import Network
 from snapfusion.settings import settings_for
 from snapfusion.stages.export.modules import modules
-from snapfusion.stages.export.parity import PARTS, check, measure
+from snapfusion.stages.export.parity import check, measure
 from snapfusion.tokens import tokenize, write_tokenizer
 
 OUTPUTS = {"text_encoder": "last_hidden_state", "unet": "out_sample", "vae_decoder": "sample"}
@@ -84,13 +84,16 @@ class Result:
         return "\n".join([f"{self.bundle}, against {parity['against']} in {parity['computed_in']}:", *parts, pictures])
 
 
-def run(config: Config, checkpoint: Path, out: Path) -> Result:
+def run(config: Config, checkpoint: Path, out: Path, decoder: Path | None = None) -> Result:
     """Pack the checkpoint in folder `checkpoint` into a bundle in folder `out`.
 
-    A bundle that the same checkpoint and config made is left as it is. Raises `ValueError` where `out` holds anything
-    else, or where the bundle is further from torch than `parity` allows: then nothing is written.
+    `decoder` is a checkpoint whose image decoder is packed in place of this one's. A bundle that was made of the same
+    is left as it is. Raises `ValueError` where `out` holds anything else, or where the bundle is further from torch
+    than `parity` allows: then nothing is written.
     """
-    source = json.loads(json.dumps({"checkpoint": hash_of(checkpoint), "export": asdict(config)}))
+    decoder = decoder or checkpoint
+    hashes = {"checkpoint": hash_of(checkpoint)} | ({"decoder": hash_of(decoder)} if decoder != checkpoint else {})
+    source = json.loads(json.dumps({**hashes, "export": asdict(config)}))
     if out.exists():
         if not (out / MANIFEST).is_file() or read_json(out / MANIFEST).get("source") != source:
             raise ValueError(f"got --out {out}, which holds something else; remove it or name a new folder")
@@ -106,18 +109,22 @@ def run(config: Config, checkpoint: Path, out: Path) -> Result:
     work = out.with_name(f".{out.name}.part")
     shutil.rmtree(work, ignore_errors=True)
     try:
-        figures = _pack(config, manifest, checkpoint, work)
+        figures = _pack(config, manifest, checkpoint, decoder, work)
         work.rename(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Result(out, figures)
 
 
-def _pack(config: Config, manifest: Manifest, checkpoint: Path, out: Path) -> dict[str, Any]:
+def _pack(config: Config, manifest: Manifest, checkpoint: Path, decoder: Path, out: Path) -> dict[str, Any]:
     """Write the bundle, measure it, seal it; returns the figures."""
     loaded = load_checkpoint(checkpoint)
+    if decoder != checkpoint:
+        loaded = replace(loaded, vae=load_vae(decoder))
     parts = modules(loaded)
-    _convert(config, checkpoint, loaded, parts, out)
+    configs = {"text_encoder": checkpoint / "text_encoder", "unet": checkpoint / "unet", "vae_decoder": decoder / "vae"}
+    _convert(config, loaded, parts, configs, out)
+    shutil.copyfile(checkpoint / "model_index.json", out / "model_index.json")
     seal_bundle(out, manifest)  # to be opened and drawn with, as anybody would
 
     bundle = read_bundle(out)
@@ -132,19 +139,22 @@ def _pack(config: Config, manifest: Manifest, checkpoint: Path, out: Path) -> di
 
 
 def _convert(
-    config: Config, checkpoint: Path, loaded: Checkpoint, parts: Mapping[str, torch.nn.Module], out: Path
+    config: Config,
+    loaded: Checkpoint,
+    parts: Mapping[str, torch.nn.Module],
+    configs: Mapping[str, Path],
+    out: Path,
 ) -> None:
-    """Write every file of the bundle but its manifest."""
+    """Write the networks, their config.json (`configs` are the folders that have them), tokenizer and scheduler."""
     for part, example in _examples(loaded).items():
         with warnings.catch_warnings(action="ignore"):  # tracing takes sizes for fixed, which here they are
             openvino.export(parts[part], example, OUTPUTS[part], out / part, getattr(config, part))
-    for part, source in (("text_encoder", "text_encoder"), ("unet", "unet"), ("vae_decoder", "vae")):
-        fields = read_json(checkpoint / source / "config.json")
+    for part, folder in configs.items():
+        fields = read_json(folder / "config.json")
         fields.pop("_name_or_path", None)  # where somebody once loaded it from
         write_json(out / part / "config.json", fields)
     write_tokenizer(loaded.tokenizer, loaded.length, out / "tokenizer")
     write_json(out / "scheduler" / "scheduler_config.json", loaded.schedule.to_config())
-    shutil.copyfile(checkpoint / "model_index.json", out / "model_index.json")
 
 
 def _examples(checkpoint: Checkpoint) -> dict[str, dict[str, torch.Tensor]]:

@@ -1,0 +1,98 @@
+"""What a checkpoint's networks cost before they run: operations, and the bytes that a training step keeps.
+
+Both are counted by torch while the networks run without weights, so the largest checkpoint takes seconds.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from snapfusion.checkpoint import Checkpoint
+
+HALF = 2  # bytes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a network on one row."""
+
+    operations: int
+    """Floating-point operations of a forward pass, two a multiply-accumulate."""
+    activations: int
+    """Bytes that it leaves for a backward pass, in bfloat16."""
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of a checkpoint's networks. The encoder is counted as the decoder, which mirrors it."""
+
+    text_encoder: Cost
+    unet: Cost
+    decoder: Cost
+    latent: int
+    """Numbers in a latent."""
+    blocks: int
+    """Of the UNet that can be removed."""
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole checkpoint."""
+        return self.text_encoder.parameters + self.unet.parameters + 2 * self.decoder.parameters
+
+
+def costs_of(checkpoint: Checkpoint) -> Costs:
+    """What a checkpoint costs, whose networks lose their weights by this."""
+    unet, vae, text_encoder = checkpoint.unet, checkpoint.vae, checkpoint.text_encoder
+    for network in (unet, vae, text_encoder):
+        cast(nn.Module, network).to("meta")
+    side, sizes = unet.config["sample_size"], {"device": "meta"}
+    latent = torch.empty(1, unet.config["in_channels"], side, side, **sizes)
+    embedding = torch.empty(1, checkpoint.length, text_encoder.width, **sizes)
+    tokens = torch.zeros(1, checkpoint.length, dtype=torch.int64, **sizes)
+    t = torch.zeros(1, dtype=torch.int64, **sizes)
+    return Costs(
+        text_encoder=cost_of(text_encoder, lambda: text_encoder(tokens)),
+        unet=cost_of(unet, lambda: unet(latent, t, embedding)),
+        decoder=cost_of(vae.decoder, lambda: vae.decode(latent)),
+        latent=latent.numel(),
+        blocks=len(unet.removable),
+    )
+
+
+def cost_of(network: nn.Module, call: Callable[[], object]) -> Cost:
+    """What `call`, which runs `network` on one row, costs."""
+    weights = {weight.untyped_storage()._cdata for weight in network.parameters()}
+    kept: dict[int, Tensor] = {}  # by the place of their storage, which is theirs for as long as they are kept
+
+    def keep(tensor: Tensor) -> Tensor:
+        if (place := tensor.untyped_storage()._cdata) not in weights:
+            kept[place] = tensor
+        return tensor
+
+    network.requires_grad_(True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        call()
+    # torch counts attention only where it is written out in matrix products.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
+    parameters = sum(weight.numel() for weight in network.parameters())
+    return Cost(counter.get_total_flops(), HALF * sum(tensor.numel() for tensor in kept.values()), parameters)
+
+
+def matrix_speed(side: int = 2048, seconds: float = 0.5) -> float:
+    """Operations a second that this device reaches in products of bfloat16 matrices."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    matrix: Any = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    best, started = float("inf"), time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        before = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()  # waits for a GPU
+        best = min(best, time.perf_counter() - before)
+    return 2 * side**3 / best

@@ -1,0 +1,124 @@
+"""Whole runs as values: what `snapfusion compress --recipe NAME` does, and how."""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+from snapfusion import tiny as tiny_inputs
+from snapfusion.checkpoint import load_checkpoint
+from snapfusion.compress import Inputs, Recipe, Result, compress
+from snapfusion.costs import costs_of, matrix_speed
+from snapfusion.data.pairs import load_index
+from snapfusion.data.stickers import build
+from snapfusion.plan import describe, rows_of
+from snapfusion.progress import log_to_terminal
+from snapfusion.stages.distill_decoder import stage as distill_decoder
+from snapfusion.stages.distill_steps import stage as distill_steps
+from snapfusion.stages.distill_steps.to_velocity import VelocityConfig
+from snapfusion.stages.evaluate import stage as evaluate
+from snapfusion.stages.evolve import stage as evolve
+from snapfusion.stages.export import stage as export
+from snapfusion.stages.profile import stage as profile
+
+Name = Literal["stickers", "sd15", "tiny"]
+
+
+def stickers() -> Recipe:
+    """The stickers base to a bundle that draws in 8 steps; a night on two CPU cores."""
+    return Recipe(
+        velocity=VelocityConfig(),
+        profile=profile.Config(),
+        evolve=evolve.Config(),
+        distill_steps=distill_steps.Config(),
+        distill_decoder=distill_decoder.Config(guidance=4.0),
+        export=export.Config(name="stickers", steps=8, guidance=4.0),
+        evaluate=evaluate.Config(),
+    )
+
+
+def sd15() -> Recipe:
+    """Stable Diffusion v1.5, as far as the paper says how: 8 steps, batches of its size, its range of guidance."""
+    return Recipe(
+        velocity=VelocityConfig(),
+        profile=profile.Config(),
+        evolve=evolve.Config(guidance=7.5, batch=256, accumulate=8),
+        distill_steps=distill_steps.Config(batch=256, accumulate=8, gradient_checkpointing=True, lr=5e-5),
+        distill_decoder=distill_decoder.Config(batch=16),
+        export=export.Config(steps=8, text_encoder="fp16", unet="fp16", vae_decoder="fp16"),
+        evaluate=evaluate.Config(),
+    )
+
+
+def tiny() -> Recipe:
+    """Every stage, for as short as it goes: a minute on two CPU cores, for a checkpoint of its own."""
+    return Recipe(
+        velocity=None,
+        profile=profile.Config(),
+        evolve=evolve.Config(
+            cuts=1, copy_rounds=0, score="denoising", latents=8, skip_rise=2, robust_images=16,
+            round_images=8, finetune_images=16, batch=4, warmup=2, variants=2, precision="no", draw_batch=4,
+        ),
+        distill_steps=distill_steps.Config(
+            images=16, batch=4, warmup=2, variants=2, precision="no", tracker=None, observe_steps=2, steps=2,
+        ),
+        distill_decoder=distill_decoder.Config(
+            latents=8, held_out=4, steps=2, guidance=2.0, drawn_together=4, images=32, batch=4, warmup=2,
+            precision="no",
+        ),
+        export=export.Config(
+            name="tiny", steps=2, guidance=2.0, prompts=("a fox, 3D render", "a boat, flat"),
+            text_encoder="fp16", unet="fp16", vae_decoder="fp16",
+        ),
+        evaluate=evaluate.Config(
+            protocols=("cells",), steps=2, guidance=2.0, curve=(), runs=1, grid=4, pairs=4, batch=8,
+        ),
+        budget=0.8,
+    )  # fmt: skip
+
+
+STICKERS = 10_368  # pictures of the set that is built where none is named
+NO_CHECKPOINT = "got no checkpoint, expected a folder in diffusers' layout for --recipe {}"
+RECIPES = {"stickers": stickers, "sd15": sd15, "tiny": tiny}
+
+
+def start(
+    name: Name, checkpoint: Path | None, data: Path | None, table: Path | None, out: Path, max_seconds: float = math.inf
+) -> Result:
+    """Run a recipe in folder `out`, on what it makes or fetches itself where nothing is named; see `compress`."""
+    log_to_terminal()
+    return compress(RECIPES[name](), inputs_of(name, checkpoint, data, table, out), out, max_seconds)
+
+
+def dry_run(
+    name: Name, checkpoint: Path | None, data: Path | None, utilisation: float = 0.2, tflops: float | None = None
+) -> str:
+    """What `start` would take, a line for each stage; nothing is written.
+
+    Args:
+        utilisation: Share of the device's speed that the networks reach.
+        tflops: That speed, 10**12 operations a second; None to measure this device in products of matrices.
+    """
+    if not 0 < utilisation <= 1:
+        raise ValueError(f"got utilisation {utilisation}, expected a share of at most 1")
+    if name == "tiny":
+        loaded, pictures = tiny_inputs.checkpoint(), tiny_inputs.PICTURES
+    elif checkpoint is None:
+        raise ValueError(NO_CHECKPOINT.format(name))
+    else:
+        loaded, pictures = load_checkpoint(checkpoint), STICKERS if data is None else len(load_index(data))
+    speed = matrix_speed() if tflops is None else tflops * 1e12
+    return describe(rows_of(RECIPES[name](), costs_of(loaded), pictures), speed, utilisation)
+
+
+def inputs_of(name: Name, checkpoint: Path | None, data: Path | None, table: Path | None, out: Path) -> Inputs:
+    """What a recipe reads. Raises `ValueError` where it needs a checkpoint, or brings its own."""
+    if name == "tiny":
+        if checkpoint is not None or data is not None:
+            raise ValueError("got a checkpoint or --data, expected none: --recipe tiny makes its own")
+        made = tiny_inputs.make(tiny_inputs.Config(), out / "tiny")
+        return Inputs(made.checkpoint, made.data, table or made.table, made.weights)
+    if checkpoint is None:
+        raise ValueError(NO_CHECKPOINT.format(name))
+    if data is None:
+        data = build(out / "data", cache=out / "packages")
+    return Inputs(checkpoint, data, table)

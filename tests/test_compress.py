@@ -1,0 +1,222 @@
+"""The whole chain at its smallest: what it leaves, that it can be killed at any moment, and what it says is wrong."""
+
+import io
+import json
+import multiprocessing
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from snapfusion import recipes
+from snapfusion.bundle import read_bundle
+from snapfusion.cli import main
+from snapfusion.compress import compress, within
+from snapfusion.generate import open_bundle
+from snapfusion.model.architecture import Architecture
+from snapfusion.stage_folder import PausedError
+from snapfusion.table import load_table
+
+pytestmark = pytest.mark.slow
+
+COMMAND = ["compress", "--recipe", "tiny", "--out"]
+STAGES = ("profile", "evolve", "distill_steps/evolved-2", "distill_decoder", "evaluate")
+
+
+def run_tiny(out: Path) -> None:
+    """The chain; a killed child is started with this."""
+    assert main([*COMMAND, str(out)]) == 0
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run. Do not write to it."""
+    out = tmp_path_factory.mktemp("compress") / "run"
+    run_tiny(out)
+    return out
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def test_it_leaves_a_bundle_a_report_and_a_result_for_every_stage(run: Path) -> None:
+    assert all((run / stage / "result.json").is_file() for stage in STAGES)
+    assert "<html" in (run / "report.html").read_text()[:500]
+    bundle = read_bundle(run / "bundle")
+    assert (bundle.manifest.defaults.steps, bundle.schedule.distilled_steps) == (2, 2)
+    decoder = json.loads((run / "bundle" / "vae_decoder" / "config.json").read_text())
+    assert decoder["decoder_channels"] == [4, 4]  # half of the tiny autoencoder's 8
+    (picture,) = open_bundle(run / "bundle")("a fox", seed=1)
+    assert picture.size == (64, 64)
+
+
+def test_the_unet_is_within_the_budget(run: Path) -> None:
+    table, recipe = run / "tiny" / "table.json", recipes.tiny()
+    (budget,) = within(recipe.budget, recipe.evolve, table, run / "tiny" / "checkpoint").budget_ms
+    prices = load_table(table)
+    whole = prices.price(Architecture.sd15((8, 8, 16, 16))).milliseconds
+    assert budget == pytest.approx(recipe.budget * whole, abs=1e-3)
+    (evolved,) = (run / "evolve").glob("*/architecture.json")
+    shipped = json.loads((run / "bundle" / "unet" / "config.json").read_text())["architecture"]
+    assert shipped == json.loads(evolved.read_text())
+    assert prices.price(Architecture.from_dict(shipped)).milliseconds <= budget
+
+
+def test_a_second_run_does_nothing(run: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.suffix != ".sqlite"}
+    started = time.monotonic()
+    run_tiny(run)
+    assert time.monotonic() - started < 15
+    before.pop(run / "report.html")
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def test_a_chain_that_is_killed_again_and_again_ends_as_an_undisturbed_one(run: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")  # which imports torch once for all children
+    context.set_forkserver_preload(["snapfusion.recipes"])
+    context.Process(target=time.sleep, args=(0,)).start()
+    started = time.monotonic()
+    undisturbed = context.Process(target=run_tiny, args=(tmp_path / "undisturbed",))
+    undisturbed.start()
+    undisturbed.join()
+    patience, kills, code = (time.monotonic() - started) / 20, 0, None
+    while code is None:
+        child = context.Process(target=run_tiny, args=(tmp_path / "killed",))
+        child.start()
+        child.join(timeout=patience)
+        code = child.exitcode
+        if code is None:
+            child.kill()
+            child.join()
+            kills, patience = kills + 1, patience * 1.15
+    assert (code, undisturbed.exitcode) == (0, 0)
+    assert kills >= 10
+    assert_same(tmp_path / "undisturbed", tmp_path / "killed")
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Weights, architectures, figures and pictures of two runs are equal, to the last bit."""
+    kinds: dict[str, Callable[[Path], Any]] = {
+        "**/*.safetensors": weights,
+        "**/architecture.json": Path.read_bytes,
+        "**/history.json*": Path.read_bytes,
+        "**/result.json": lambda file: json.loads(file.read_text())["figures"],
+        "**/*.png": Path.read_bytes,
+    }
+    for pattern, read in kinds.items():
+        files = sorted(file.relative_to(one) for file in one.glob(pattern))
+        assert files == sorted(file.relative_to(other) for file in other.glob(pattern))
+        assert files
+        for file in files:
+            assert read(one / file) == read(other / file), file
+    drawn = [open_bundle(out / "bundle")("a fox", seed=1)[0].tobytes() for out in (one, other)]
+    assert drawn[0] == drawn[1]
+
+
+def weights(file: Path) -> dict[str, bytes]:
+    return {name: tensor.contiguous().view(torch.uint8).numpy().tobytes() for name, tensor in load_file(file).items()}
+
+
+def test_a_run_out_of_time_is_one_line_and_status_75(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMAND, str(tmp_path / "run"), "--max-seconds", "0"]) == 75
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "run the same command to go on" in err
+
+
+def test_a_stage_that_is_gone_is_made_again_to_the_same(copy: Path, run: Path) -> None:
+    shutil.rmtree(copy / "distill_decoder")
+    (copy / "report.html").unlink()
+    run_tiny(copy)
+    assert_same(run, copy)
+
+
+def test_a_changed_recipe_is_refused_by_the_stage_that_it_changes(copy: Path) -> None:
+    inputs = recipes.inputs_of("tiny", None, None, None, copy)
+    recipe = recipes.tiny()
+    assert recipe.distill_decoder is not None
+    changed = replace(recipe, distill_decoder=replace(recipe.distill_decoder, lr=1.0))
+    with pytest.raises(ValueError, match=r"distill_decoder, made with lr 0\.0005, expected 1\.0; remove it or name"):
+        compress(changed, inputs, copy)
+
+
+def test_a_broken_stage_says_which_file_and_what_to_do(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file,) = (copy / "evolve").glob("*/unet/*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert main([*COMMAND, str(copy)]) == 2
+    expected = f"{file}: changed since it was written; remove {copy / 'evolve'} to make it again"
+    assert capsys.readouterr().err.splitlines()[-1] == f"snapfusion: {expected}"
+
+
+def damaged(data: Path) -> None:
+    """Put something else in a picture's place."""
+    rows = [json.loads(row) for row in (data / "index.jsonl").read_text().splitlines()]
+    with tarfile.open(data / "shards" / "0.tar", "w") as tar:
+        for row in rows:
+            entry = tarfile.TarInfo(f"{row['key']}.png")
+            entry.size = 9
+            tar.addfile(entry, io.BytesIO(b"no picture"[:9]))
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda data: (data / "index.jsonl").unlink(), "without index.jsonl, expected a sticker set"),
+        (lambda data: (data / "shards" / "0.tar").write_bytes(b"x" * 2000), "expected a tar of pictures"),
+        (lambda data: (data / "shards" / "0.tar").unlink(), "No such file or directory"),
+        (damaged, "cannot identify image file"),
+    ],
+)
+def test_missing_or_corrupt_data_is_one_line(tmp_path: Path, harm: Callable[[Path], None], said: str) -> None:
+    inputs = recipes.inputs_of("tiny", None, None, None, tmp_path)
+    data = Path(shutil.copytree(inputs.data, tmp_path / "data"))
+    harm(data)
+    with pytest.raises(ValueError, match=said):
+        compress(recipes.tiny(), replace(inputs, data=data), tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_chain(tmp_path: Path) -> None:
+    inputs, recipe = recipes.inputs_of("tiny", None, None, None, tmp_path), recipes.tiny()
+    assert recipe.distill_decoder is not None
+    wild = replace(recipe, evolve=None, distill_steps=None)
+    wild = replace(wild, distill_decoder=replace(recipe.distill_decoder, lr=1e30, warmup=0))
+    with pytest.raises(ValueError, match=r"got a loss of (nan|inf) at step \d+, expected a finite one"):
+        compress(wild, inputs, tmp_path / "run")
+    assert not (tmp_path / "run" / "distill_decoder").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """On a file system of 16 MB, which the run's first files fill."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = f"mount -t tmpfs -o size=16m none {small}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets nobody mount a file system of their own")
+    command = f"{sys.executable} -m snapfusion {' '.join(COMMAND)} {small}/run; echo $?; find {small} -type f"
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f"{mount}; {command}"], capture_output=True, text=True, check=True
+    )
+    status, *files = done.stdout.splitlines()
+    assert status == "2"
+    assert "No space left on device" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("free some space and run the same command again")
+    assert not [file for file in files if file.endswith(("result.json", ".partial", "vgg16.safetensors"))]
+
+
+def test_pausing_between_stages_keeps_what_is_done(tmp_path: Path) -> None:
+    inputs = recipes.inputs_of("tiny", None, None, None, tmp_path)
+    with pytest.raises(PausedError):
+        compress(recipes.tiny(), inputs, tmp_path / "run", max_seconds=np.nextafter(0, 1))
+    assert not (tmp_path / "run" / "bundle").exists()

@@ -1,0 +1,98 @@
+"""Recipes are values, and say beforehand what they take."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import tiny_models
+from snapfusion import recipes
+from snapfusion.cli import main
+from snapfusion.costs import cost_of, costs_of
+from snapfusion.plan import rows_of
+from snapfusion.recipes import RECIPES, inputs_of, stickers
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_the_same_value_every_time(name: str) -> None:
+    assert RECIPES[name]() == RECIPES[name]()
+
+
+@pytest.mark.parametrize("name", ["stickers", "sd15"])
+def test_the_bundle_draws_in_as_many_steps_as_were_distilled(name: str) -> None:
+    recipe = RECIPES[name]()
+    assert recipe.distill_steps is not None
+    assert recipe.export.steps == recipe.distill_steps.steps == 8
+
+
+def test_the_cost_of_a_convolution_by_hand() -> None:
+    conv = nn.Conv2d(4, 8, kernel_size=3, padding=1, device="meta")
+    cost = cost_of(conv, lambda: conv(torch.empty(1, 4, 16, 16, device="meta")))
+    assert cost.operations == 2 * (16 * 16) * 8 * (4 * 3 * 3)
+    assert cost.parameters == 8 * 4 * 3 * 3 + 8
+    assert cost.activations == 2 * 4 * 16 * 16  # its input, in two bytes; its weights are not counted
+
+
+def test_networks_lose_their_weights_when_they_are_counted() -> None:
+    checkpoint = tiny_models.stable_diffusion_checkpoint()
+    parameters = sum(weight.numel() for weight in checkpoint.unet.parameters())
+    costs = costs_of(checkpoint)
+    assert (costs.unet.parameters, costs.latent, costs.blocks) == (parameters, 4 * 16 * 16, 34)
+    assert all(weight.is_meta for weight in checkpoint.unet.parameters())
+    assert costs.unet.operations > costs.unet.activations > 0
+
+
+def test_the_plan_follows_the_work() -> None:
+    costs, recipe = costs_of(tiny_models.sticker_checkpoint()), stickers()
+    rows = {row.stage: row for row in rows_of(recipe, costs, pictures=1000)}
+    assert list(rows) == ["velocity", "evolve", "distill_steps", "distill_decoder", "export", "evaluate"]
+    assert recipe.distill_steps is not None
+    twice = replace(recipe, distill_steps=replace(recipe.distill_steps, images=2 * recipe.distill_steps.images))
+    more = {row.stage: row for row in rows_of(twice, costs, pictures=1000)}
+    legs, p = 3, recipe.distill_steps.p
+    added = legs * recipe.distill_steps.images * 5 * (1 + p) * costs.unet.operations
+    assert more["distill_steps"].operations - rows["distill_steps"].operations == pytest.approx(added)
+    assert more["evolve"] == rows["evolve"]
+    assert rows["export"].hours(speed=rows["export"].operations / 3600) == pytest.approx(1)
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--dry-run", "--tflops", "2", "--utilisation", "0.5"]
+    assert main(["compress", "--recipe", "tiny", "--out", str(tmp_path / "run"), *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "stage", "evolve", "distill_steps", "distill_decoder", "export", "evaluate", "all", "at",
+    ]  # fmt: skip
+    assert lines[-1] == "at 50% of 2 TFLOP/s"
+    petaflops, hours = (float(word) for word in lines[-2].split()[1:3])
+    assert hours == pytest.approx(petaflops * 1e15 / 1e12 / 3600, rel=0.02)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--recipe", "stickers"], "got no checkpoint, expected a folder in diffusers' layout for --recipe stickers"),
+        (["nowhere", "--recipe", "tiny"], "expected none: --recipe tiny makes its own"),
+        (["--recipe", "tiny", "--dry-run", "--utilisation", "2"], "got utilisation 2.0, expected a share"),
+        (["--recipe", "large"], "large"),
+    ],
+)
+def test_a_persons_mistake_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert main(["compress", *arguments, "--out", str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_tiny_makes_the_same_checkpoint_every_time(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        torch.manual_seed(len(name))  # what was drawn before does not matter
+        inputs_of("tiny", None, None, None, tmp_path / name)
+    unet = "tiny/checkpoint/unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "a" / unet).read_bytes() == (tmp_path / "b" / unet).read_bytes()
+    assert {field.name for field in fields(recipes.tiny())} >= {"profile", "evolve", "export"}
