@@ -1,6 +1,7 @@
 """The autoencoder: diffusers' own with nothing folded, and the same network on folded pixels."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,3 +59,29 @@ def test_it_saves_and_loads_with_its_fold(tmp_path: Path) -> None:
 def test_a_fold_that_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="got patch_size 0, expected"):
         PatchAutoencoderKL(**SIZES, patch_size=0)
+
+
+@torch.inference_mode()
+def test_a_narrow_decoder_is_that_of_a_narrow_autoencoder() -> None:
+    ours = PatchAutoencoderKL(**SIZES, decoder_block_out_channels=(4, 8)).eval()
+    theirs = AutoencoderKL(**{**SIZES, "block_out_channels": (4, 8)}).eval()
+    theirs.decoder.load_state_dict(ours.decoder.state_dict())
+    assert ours.post_quant_conv is not None
+    assert theirs.post_quant_conv is not None
+    theirs.post_quant_conv.load_state_dict(ours.post_quant_conv.state_dict())
+    latent = torch.randn(1, 4, 8, 8)
+    assert torch.equal(ours.decode(latent).sample, theirs.decode(latent).sample)
+    assert ours.encoder.conv_in.out_channels == 8
+    assert (ours.decoder_widths, ours.is_diffusers) == ((4, 8), False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"decoder_block_out_channels": (8,)}, r"got decoder_block_out_channels \(8,\), expected as many as"),
+        ({"decoder_class": "Dcoder"}, "got decoder_class 'Dcoder', expected Decoder or DecoderTiny"),
+    ],
+)
+def test_a_decoder_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PatchAutoencoderKL(**SIZES, **fields)

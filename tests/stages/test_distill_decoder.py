@@ -1,6 +1,8 @@
 """Half a decoder: the function it keeps, what it learns, and that nothing else of a checkpoint moves."""
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -192,6 +194,10 @@ def test_only_the_decoder_changes(
     assert all(torch.equal(after.vae.state_dict()[name], before.vae.state_dict()[name]) for name in encoder)
     assert (after.schedule, after.length) == (before.schedule, before.length)
 
+    index = json.loads((result.checkpoint / "model_index.json").read_text())
+    assert index["vae"][1] == json.loads((result.checkpoint / "vae" / "config.json").read_text())["_class_name"]
+    assert index["vae"][1] == "PatchAutoencoderKL"  # diffusers' own class has one width for both halves
+
     figures = result.figures
     count = [sum(weight.numel() for weight in model.vae.decoder.parameters()) for model in (before, after)]
     assert figures["parameters_ratio"] == pytest.approx(count[0] / count[1], abs=1e-4)
@@ -274,6 +280,22 @@ def test_a_second_student_reads_the_latents_of_the_first(
     run(replace(CONFIG, student="tiny"), tiny_checkpoint, prompts, tmp_path / "tiny", drawn)
     with pytest.raises(ValueError, match=r"got .*latents, made with sampling"):
         run(replace(CONFIG, guidance=3.0), tiny_checkpoint, prompts, tmp_path / "other", drawn)
+
+
+def test_licences_go_with_the_weights(tiny_checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_checkpoint, base)
+    (base / "licences.json").write_text('{"unet": "Apache-2.0"}')
+    made = run(CONFIG, base, prompts, tmp_path / "out").checkpoint
+    assert json.loads((made / "licences.json").read_text()) == {"unet": "Apache-2.0"}
+
+
+@pytest.mark.parametrize(
+    ("field", "message"), [("images", "expected at least a batch of 2"), ("latents", "expected at")]
+)
+def test_a_config_of_nothing_is_refused(field: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"got --{field} 0, {message}"):
+        replace(CONFIG, **{field: 0})
 
 
 def test_held_out_prompts_are_not_trained_on(tmp_path: Path) -> None:

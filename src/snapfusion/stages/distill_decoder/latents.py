@@ -1,5 +1,6 @@
 """The latents on which two decoders are compared: drawn by the base from prompts, kept on disk a batch a file."""
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +19,12 @@ from snapfusion.sampling import Sampling, draw_latents
 from snapfusion.stage_folder import PausedError
 from snapfusion.weights import load_whole, save_whole
 
+log = logging.getLogger(__name__)
+
 Split = Literal["held-out", "train"]
 HELD_OUT = 0.1
 """Share of the prompts that only held-out latents are drawn from."""
+LOGGED = 20  # batches between two lines of the log
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ def draw(checkpoint: Checkpoint, prompts: dict[Split, list[str]], plan: Plan, fo
             latents = draw_latents(checkpoint, asked, seeds, plan.sampling)
             save_whole({"latents": latents.half().cpu()}, file_of(split, numbers, folder), {})
             show(done + 1)
+            if (done + 1) % LOGGED == 0:
+                log.info("latents  %d of %d", numbers[-1] + 1, plan.held_out + plan.train)
 
 
 def file_of(split: Split, numbers: range, folder: Path) -> Path:
