@@ -185,7 +185,8 @@ def _model_index(checkpoint: Checkpoint) -> dict[str, Any]:
         unet = ["diffusers", "UNet2DConditionModel"]
     if checkpoint.vae.is_diffusers:
         vae = ["diffusers", "AutoencoderKL"]
-    same = isinstance(model, transformers.CLIPTextModel) and unet[0] == vae[0] == "diffusers"
+    # Our own UNet is any pipeline's once its class has been imported: `import snapfusion.model.unet`.
+    same = isinstance(model, transformers.CLIPTextModel) and vae[0] == "diffusers"
     return {
         "_class_name": "StableDiffusionPipeline" if same else "SnapFusionPipeline",
         "feature_extractor": [None, None],

@@ -13,21 +13,25 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metrics.test_judges import JUDGE_B, reach
-from snapfusion.checkpoint import hash_of, load_checkpoint, load_unet
+from snapfusion import cli
+from snapfusion.checkpoint import hash_of, load_checkpoint, load_unet, save_checkpoint
 from snapfusion.data.choice import seed_of
 from snapfusion.data.pairs import INDEX, Pair
 from snapfusion.metrics import judge_a
 from snapfusion.metrics.features import Backbone, backbone
 from snapfusion.model.architecture import Architecture
+from snapfusion.model.unet import ElasticUNet
 from snapfusion.stage_folder import PausedError
-from snapfusion.stages.evolve import rounds, trial
+from snapfusion.stages.evolve import rounds, setting, trial
 from snapfusion.stages.evolve.stage import Config, Result, run
 from snapfusion.table import load_table
+from tiny_models import sticker_checkpoint
 from tiny_tables import tiny_table
 
 THINGS = ("fox", "apple", "ghost", "boat", "castle", "drum")
+BUDGET, NAME = 25.0, "25ms"  # of 48 ms
 CONFIG = Config(
-    budget_ms=(40.0,),
+    budget_ms=(BUDGET,),
     cuts=1,
     copy_rounds=1,
     copies=1,
@@ -92,47 +96,61 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def table(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sticker base in small, with two levels: 18 blocks can go."""
+    torch.manual_seed(0)
+    unet = ElasticUNet(
+        Architecture.sd15((8, 8)), sample_size=16, cross_attention_dim=16, num_attention_heads=2, norm_num_groups=8
+    )
+    folder = tmp_path_factory.mktemp("base")
+    save_checkpoint(replace(sticker_checkpoint(), unet=unet.eval()), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("table") / "table.json"
-    tiny_table(load_unet(tiny_checkpoint).architecture).save(file)
+    tiny_table(load_unet(base).architecture).save(file)
     return file
 
 
 @pytest.fixture(scope="module")
-def evolved(tiny_checkpoint: Path, table: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+def evolved(base: Path, table: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """One evolution for all tests that only look at it."""
     folder = tmp_path_factory.mktemp("evolved")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judge_a, "load_backbone", small_backbone)
-        return run(CONFIG, tiny_checkpoint, table, data, folder / "out", folder / "cache")
+        return run(CONFIG, base, table, data, folder / "out", folder / "cache")
 
 
-def test_a_checkpoint_evolves_to_its_budget(evolved: Result, tiny_checkpoint: Path, table: Path) -> None:
+@pytest.mark.slow
+def test_a_checkpoint_evolves_to_its_budget(evolved: Result, base: Path, table: Path) -> None:
     (member,) = evolved.members
-    checkpoint, base = load_checkpoint(evolved.out / "40ms"), load_checkpoint(tiny_checkpoint)
+    checkpoint, before = load_checkpoint(evolved.out / NAME), load_checkpoint(base)
     price = load_table(table).price(checkpoint.unet.architecture)
     assert member.price == price
-    assert price.milliseconds <= 40 < evolved.base.milliseconds
+    assert price.milliseconds <= BUDGET < evolved.base.milliseconds
     assert price.parameters < evolved.base.parameters
-    assert checkpoint.unet.architecture != base.unet.architecture
+    assert checkpoint.unet.architecture != before.unet.architecture
     for part in ("text_encoder", "vae"):
-        kept, given = getattr(checkpoint, part).state_dict(), getattr(base, part).state_dict()
+        kept, given = getattr(checkpoint, part).state_dict(), getattr(before, part).state_dict()
         assert all(torch.equal(kept[name], given[name].half().float()) for name in given)
-    written = json.loads((evolved.out / "40ms" / "architecture.json").read_text())
+    written = json.loads((evolved.out / NAME / "architecture.json").read_text())
     assert Architecture.from_dict(written) == checkpoint.unet.architecture
-    assert "| Down-1 | latent | 8 |" in (evolved.out / "40ms" / "README.md").read_text()
-    assert "40ms: " in evolved.describe()
+    assert "| Down-1 | latent | 8 |" in (evolved.out / NAME / "README.md").read_text()
+    assert f"{NAME}: " in evolved.describe()
 
 
+@pytest.mark.slow
 def test_the_history_tells_every_round(evolved: Result, table: Path) -> None:
     history = json.loads((evolved.out / "history.json").read_text())
     rows = history["rounds"]
     assert [row["action"] for row in rows][:2] == ["start", "remove"]
     assert [row["round"] for row in rows] == list(range(len(rows)))
     assert rows[0]["milliseconds"] == evolved.base.milliseconds
-    assert all(row["milliseconds"] <= 40 for row in rows[1:])
+    assert all(row["milliseconds"] <= BUDGET for row in rows[1:])
     assert all(row["quality"]["low"] <= row["quality"]["value"] <= row["quality"]["high"] for row in rows)
-    assert history["members"][0]["name"] == "40ms"
+    assert history["members"][0]["name"] == NAME
     first = json.loads((evolved.out / "rounds" / "00" / "round.json").read_text())
     prices = load_table(table)
     whole = Architecture.from_dict(first["architecture"])
@@ -144,59 +162,63 @@ def test_the_history_tells_every_round(evolved: Result, table: Path) -> None:
     assert "3 prompts of train, 1 steps of ddim, guidance 2" in first["protocol"]
 
 
+@pytest.mark.slow
 def test_what_only_served_the_search_is_gone(evolved: Result) -> None:
     left = {file.relative_to(evolved.out).parts[0] for file in evolved.out.rglob("*") if file.is_file()}
-    assert left == {"40ms", "base.json", "history.json", "path.svg", "result.json", "rounds"}
+    assert left == {NAME, "base.json", "history.json", "path.svg", "result.json", "rounds"}
     assert not list(evolved.out.rglob("state.safetensors"))
     assert (evolved.out / "rounds" / "00" / "unet").is_dir()  # the network that bears all removals
 
 
+@pytest.mark.slow
 def test_a_finished_evolution_is_only_read(
-    evolved: Result, tiny_checkpoint: Path, table: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    evolved: Result, base: Path, table: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rounds, "train_robustly", None)  # what trains is not called again
-    again = run(CONFIG, tiny_checkpoint, table, data, evolved.out, evolved.out.parent / "cache")
+    again = run(CONFIG, base, table, data, evolved.out, evolved.out.parent / "cache")
     assert again == evolved
     with pytest.raises(ValueError, match=r"made with skip 0\.3, expected 0\.2"):
-        run(replace(CONFIG, skip=0.2), tiny_checkpoint, table, data, evolved.out)
+        run(replace(CONFIG, skip=0.2), base, table, data, evolved.out)
 
 
 @pytest.mark.slow
 def test_a_stopped_evolution_ends_as_an_undisturbed_one(
-    evolved: Result, tiny_checkpoint: Path, table: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    evolved: Result, base: Path, table: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls, sample = [], trial.sample_latents
 
     def deadly(*arguments):
         calls.append(1)
-        if len(calls) in (5, 60):  # among the scores of the first round, and of the second
+        if len(calls) in (5, 24):  # among the scores of the first round, and of the second
             raise KeyboardInterrupt
         return sample(*arguments)
 
     monkeypatch.setattr(trial, "sample_latents", deadly)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            run(CONFIG, tiny_checkpoint, table, data, tmp_path / "out", evolved.out.parent / "cache")
+            run(CONFIG, base, table, data, tmp_path / "out", evolved.out.parent / "cache")
         assert not (tmp_path / "out").exists()
     paused = replace(CONFIG, max_seconds=0.0)
     with pytest.raises(PausedError):
-        run(paused, tiny_checkpoint, table, data, tmp_path / "out", evolved.out.parent / "cache")
-    result = run(CONFIG, tiny_checkpoint, table, data, tmp_path / "out", evolved.out.parent / "cache")
+        run(paused, base, table, data, tmp_path / "out", evolved.out.parent / "cache")
+    result = run(CONFIG, base, table, data, tmp_path / "out", evolved.out.parent / "cache")
     assert result.members == evolved.members
-    assert hash_of(tmp_path / "out" / "40ms" / "unet") == hash_of(evolved.out / "40ms" / "unet")
+    assert hash_of(tmp_path / "out" / NAME / "unet") == hash_of(evolved.out / NAME / "unet")
     assert (tmp_path / "out" / "history.json").read_text() == (evolved.out / "history.json").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("score", ["denoising", "output"])
 def test_a_family_from_one_supernet_scored_without_drawing(
-    tiny_checkpoint: Path, table: Path, data: Path, tmp_path: Path, score, monkeypatch: pytest.MonkeyPatch
+    base: Path, table: Path, data: Path, tmp_path: Path, score, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(judge_a, "load_backbone", None)  # no judge is asked
-    prices, whole = load_table(table), load_unet(tiny_checkpoint).architecture
+    monkeypatch.setattr(setting, "BATCHES", 1)
+    monkeypatch.setattr(setting, "ROWS", 4)
+    prices, whole = load_table(table), load_unet(base).architecture
     megabytes = prices.price(whole).megabytes
     config = replace(CONFIG, budget_ms=(), budget_mb=(0.6 * megabytes, 0.8 * megabytes), copy_rounds=0, score=score)
-    result = run(config, tiny_checkpoint, table, data, tmp_path / "out")
+    result = run(config, base, table, data, tmp_path / "out")
     assert [member.budget for member in result.members] == [0.8 * megabytes, 0.6 * megabytes]
     assert all(member.price.megabytes <= member.budget for member in result.members)
     large, small = (load_unet(result.out / member.name) for member in result.members)
@@ -216,10 +238,10 @@ def test_a_family_from_one_supernet_scored_without_drawing(
     ],
 )
 def test_an_impossible_budget_is_refused_before_training(
-    config: Config, message: str, tiny_checkpoint: Path, table: Path, data: Path, tmp_path: Path
+    config: Config, message: str, base: Path, table: Path, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        run(config, tiny_checkpoint, table, data, tmp_path / "out")
+        run(config, base, table, data, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -227,3 +249,9 @@ def test_the_search_cannot_reach_the_judge_that_reports() -> None:
     reached = reach("snapfusion.stages.evolve.stage")
     assert "snapfusion.metrics.judge_a" in reached
     assert JUDGE_B not in reached
+
+
+def test_the_command_says_in_one_line_what_it_misses(capsys: pytest.CaptureFixture[str], table: Path) -> None:
+    assert cli.main(["evolve", "--table", str(table), "--budget-ms", "20"]) == 2
+    expected = "snapfusion: expected a checkpoint, --data and --out, or --price-only and --scores"
+    assert capsys.readouterr().err.startswith(expected)

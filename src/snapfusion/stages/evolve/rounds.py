@@ -7,7 +7,7 @@ rounds/03/round.json    what the round came to: written last, and only read from
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,8 +24,9 @@ from snapfusion.model.unet import ElasticUNet
 from snapfusion.stage_folder import TIMINGS, PausedError
 from snapfusion.stages.evolve.robust import train_robustly
 from snapfusion.stages.evolve.scores import Merits, Score, score
-from snapfusion.stages.evolve.search import Action, Scored
+from snapfusion.stages.evolve.search import Action, Cost, Scored
 from snapfusion.stages.evolve.setting import Setting
+from snapfusion.stages.evolve.trial import Trial
 from snapfusion.table import Price
 
 ROUND, MERITS = "round.json", "merits.json"
@@ -115,10 +116,11 @@ class Rounds:
             shutil.rmtree(folder / "training")
         unet = self._load(folder)
         with timed(folder, "scoring"):
-            merits = self._measure(unet, folder / MERITS)
+            merits = measure_blocks(self.setting.trial, unet, folder / MERITS, self.setting.seconds_left)
         quality = ratio_of_means(merits[WHOLE], self.setting.trial.scale)
         price = self.setting.sources.table.price(unet.architecture)
-        scored = Scored(unet.architecture, self._scores(unet.architecture, merits))
+        scores = scores_of(unet.architecture, merits, self.setting.trial.scale, self.setting.goal.saving)
+        scored = Scored(unet.architecture, scores)
         return Round(number, action, price, quality, scored, self.setting.trial.protocol)
 
     def _changed(self, action: Action) -> ElasticUNet:
@@ -132,32 +134,34 @@ class Rounds:
         schooling = setting.config.schooling(max_seconds=setting.seconds_left())
         train_robustly(unet, setting.base.unet, setting.data, schooling, number, folder)
 
-    def _measure(self, unet: ElasticUNet, file: Path) -> dict[str, Merits]:
-        """The trial's figures for the whole network and without each of its blocks, kept in `file` one by one."""
-        known = read_json(file) if file.is_file() else {}
-        names = [block.name for block in unet.architecture.blocks() if block.removable]
-        for name in tqdm([WHOLE, *names], desc="scoring", unit="network", disable=None):
-            if name in known:
-                continue
-            if self.setting.seconds_left() <= 0:
-                raise PausedError(f"scoring paused before {name}; run the same command to go on")
-            known[name] = self.setting.trial.measure(unet, {name} - {WHOLE}).tolist()
-            write_whole(file, known)
-        return {name: np.asarray(figures, np.float32) for name, figures in known.items()}
 
-    def _scores(self, architecture: Architecture, merits: Mapping[str, Merits]) -> tuple[Score, ...]:
-        whole, price = merits[WHOLE], self.setting.goal.saving(architecture)
-        return tuple(
-            score(
-                name,
-                whole,
-                without,
-                self.setting.trial.scale,
-                price - self.setting.goal.saving(architecture.without(name)),
-            )
-            for name, without in merits.items()
-            if name != WHOLE
-        )
+def measure_blocks(trial: Trial, unet: ElasticUNet, file: Path, seconds_left: Callable[[], float]) -> dict[str, Merits]:
+    """The trial's figures for the whole network and without each of its blocks, kept in `file` as they come.
+
+    Raises `PausedError` where no seconds are left.
+    """
+    known = read_json(file) if file.is_file() else {}
+    names = [block.name for block in unet.architecture.blocks() if block.removable]
+    for name in tqdm([WHOLE, *names], desc="scoring", unit="network", disable=None):
+        if name in known:
+            continue
+        if seconds_left() <= 0:
+            raise PausedError(f"scoring paused before {name}; run the same command to go on")
+        known[name] = trial.measure(unet, {name} - {WHOLE}).tolist()
+        write_whole(file, known)
+    return {name: np.asarray(figures, np.float32) for name, figures in known.items()}
+
+
+def scores_of(
+    architecture: Architecture, merits: Mapping[str, Merits], scale: Merits, saving: Cost
+) -> tuple[Score, ...]:
+    """The score of each block from what was measured without it."""
+    price = saving(architecture)
+    return tuple(
+        score(name, merits[WHOLE], without, scale, price - saving(architecture.without(name)))
+        for name, without in merits.items()
+        if name != WHOLE
+    )
 
 
 def write_whole(file: Path, value: Mapping[str, Any]) -> None:

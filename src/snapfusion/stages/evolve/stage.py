@@ -4,7 +4,6 @@ base -> robust training -> scores -> cut, train, score -> copy, train, score -> 
                                                    and on from there, the same -> 12 ms -> fine-tune -> OUT/12ms
 """
 
-import hashlib
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from snapfusion.checkpoint import hash_of, load_unet
 from snapfusion.data.pairs import INDEX
 from snapfusion.metrics.estimate import Estimate
 from snapfusion.model.architecture import Architecture
-from snapfusion.stage_folder import run_in_folder
+from snapfusion.stage_folder import hash_of_file, run_in_folder
 from snapfusion.stages.evolve.config import FREE, Config
 from snapfusion.stages.evolve.history import write_history
 from snapfusion.stages.evolve.member import Member, finish
@@ -63,8 +62,8 @@ def run(config: Config, checkpoint: Path, table: Path, data: Path, out: Path, ca
     goal = goal_of(config, prices, architecture)
     inputs = {
         "checkpoint": hash_of(checkpoint),
-        "table": hashlib.sha256(table.read_bytes()).hexdigest(),
-        "data": hashlib.sha256((data / INDEX).read_bytes()).hexdigest(),
+        "table": hash_of_file(table),
+        "data": hash_of_file(data / INDEX),
     }
 
     def work(folder: Path) -> dict[str, Any]:

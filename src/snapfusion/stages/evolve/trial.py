@@ -1,7 +1,7 @@
 """What every network is put to: the same things for all of them, so that differences come from the networks alone.
 
 drawing     pictures of fixed prompts from fixed seeds, as judge A sees them: the paper's way, and the dearest
-denoising   the denoising loss on real latents: no sampling, a hundredth of the cost
+denoising   the denoising loss on real latents: no sampling, a hundredth of the full protocol's cost
 output      how far the output is from the whole network's, on the same latents
 """
 
