@@ -322,5 +322,8 @@ def test_the_legs_of_a_plan_follow_one_another(
     assert [load_checkpoint(result.checkpoint).schedule.distilled_steps for result in results.values()] == [4, 4, 2]
     sources = json.loads((tmp_path / "chain" / "evolved-2" / "result.json").read_text())["source"]["inputs"]
     assert len({sources["student"], sources["teacher"]}) == 2
+    alone = run_plan(plan, {"base": tiny_checkpoint, "evolved": tiny_checkpoint}, data, tmp_path / "alone")
+    assert alone["base-4"] == alone["evolved-4"]
+    assert sorted(path.name for path in (tmp_path / "alone").iterdir()) == ["base-4", "cache", "evolved-2"]
     with pytest.raises(ValueError, match="got nobody in leg x, expected one of base"):
         run_plan((Leg("x", "base", "nobody", CONFIG),), {"base": tiny_checkpoint}, data, tmp_path / "chain")

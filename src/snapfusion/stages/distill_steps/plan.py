@@ -72,12 +72,15 @@ def run_plan(plan: Sequence[Leg], checkpoints: Mapping[str, Path], data: Path, o
     `checkpoints` are those that the legs name: "base", "evolved". A leg's `max_seconds` count from the start of the
     first. Raises what `stage.run` raises, and `ValueError` for a name that is neither a checkpoint's nor a leg's.
     """
-    known, results, started = dict(checkpoints), {}, time.monotonic()
+    known, done, results, started = dict(checkpoints), {}, {}, time.monotonic()
     for leg in plan:
         for name in (leg.student, leg.teacher):
             if name not in known:
                 raise ValueError(f"got {name} in leg {leg.name}, expected one of {', '.join(known)}")
-        left = replace(leg.config, max_seconds=max(leg.config.max_seconds - (time.monotonic() - started), 0.0))
-        results[leg.name] = run(left, known[leg.student], known[leg.teacher], data, out / leg.name, out / "cache")
-        known[leg.name] = results[leg.name].checkpoint
+        what = known[leg.student], known[leg.teacher], leg.config
+        if what not in done:  # without evolution the base's leg and the evolved UNet's are one
+            left = replace(leg.config, max_seconds=max(leg.config.max_seconds - (time.monotonic() - started), 0.0))
+            done[what] = run(left, *what[:2], data, out / leg.name, out / "cache")
+        results[leg.name] = done[what]
+        known[leg.name] = done[what].checkpoint
     return results
