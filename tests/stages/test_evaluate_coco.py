@@ -176,8 +176,9 @@ def test_a_mistake_is_one_line(
 ) -> None:  # fmt: skip
     where = ["--captions", str(captions), "--pictures", str(pictures), "--out", str(tmp_path / "out")]
     assert main(["evaluate", str(tiny_sd_checkpoint), *where, *flags]) == 2
-    said = capsys.readouterr().err
-    assert said.splitlines()[-1].startswith(f"snapfusion: {message}")
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"snapfusion: {message}")
+    if "--clip" not in flags:
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_captions_without_their_pictures_are_held_against_all(

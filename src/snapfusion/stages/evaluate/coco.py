@@ -77,6 +77,22 @@ def read_captions(file: Path) -> list[Caption]:
     return captions
 
 
+def choose_captions(name: str, file: Path) -> tuple[list[Caption], int]:
+    """The captions of a protocol, in an order fixed by hash, and how many there were to choose from.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    captions = sorted(read_captions(file), key=lambda caption: number("captions", caption.key))
+    count = COUNTS[name] or len(captions)
+    if len(captions) < count:
+        raise ValueError(
+            f"got {len(captions)} captions in {file}, expected at least {count} for {name}; the protocol `captions` "
+            "takes any number"
+        )
+    return captions[:count], len(captions)
+
+
 def _read_coco(file: Path) -> Iterator[Caption]:
     record = read_json(file)
     try:
@@ -183,16 +199,9 @@ def caption_exam(name: str, found: CaptionSet, backbone: Backbone, store: Vector
     """One of `COUNTS` on the captions and pictures that the user brought.
 
     Raises:
-        ValueError: there are too few captions for it, or `reference` is "prompted" and their pictures are not known.
+        ValueError: `reference` is "prompted" and the captions' pictures are not known.
     """
-    captions = sorted(read_captions(found.captions), key=lambda caption: number("captions", caption.key))
-    count = COUNTS[name] or len(captions)
-    if len(captions) < count:
-        raise ValueError(
-            f"got {len(captions)} captions in {found.captions}, expected at least {count} for {name}; "
-            "the protocol `captions` takes any number"
-        )
-    asked = captions[:count]
+    asked, available = choose_captions(name, found.captions)
     own, everything = own_pictures(asked, found.pictures), pictures_of(found.pictures)
     if found.reference == "prompted" and own is None:
         raise ValueError(f"got --reference prompted, expected captions that name pictures of {found.pictures}")
@@ -202,7 +211,7 @@ def caption_exam(name: str, found: CaptionSet, backbone: Backbone, store: Vector
         return [image for batch in read_squares((own or [])[:first], found.side) for image in batch]
 
     line = (
-        f"{name}: {count} pictures, one for each of {count} captions of {len(captions)} in {found.captions.name} "
+        f"{name}: {len(asked)} pictures, one for each of {len(asked)} captions of {available} in {found.captions.name} "
         f"(SHA-256 {hash_of_file(found.captions)[:12]}; one a picture, in an order fixed by hash), against "
         f"{len(real)} real ones ({found.reference}); both cut square in the middle and resized to {found.side} px, "
         "bicubic, antialiased, 8 bits; CLIP sees drawn pictures before that and real ones after it"

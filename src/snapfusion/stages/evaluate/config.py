@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from snapfusion.checkpoint import hash_of
 from snapfusion.data.pairs import INDEX, load_index
 from snapfusion.stage_folder import hash_of_file
-from snapfusion.stages.evaluate.coco import Reference
+from snapfusion.stages.evaluate.coco import Reference, choose_captions, pictures_of
 
 Stickers = Literal["headline", "quick", "cells", "concepts"]
 Captioned = Literal["coco-2017-5k", "coco-2014-30k", "coco-2014-6k", "captions"]
@@ -25,18 +25,6 @@ class Sources:
     """Captions of real pictures: .json as COCO has it, .csv or .txt."""
     pictures: Path | None = None
     """The folder of those real pictures."""
-
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of each that is given."""
-        hashes: dict[str, str] = {}
-        if self.data is not None:
-            load_index(self.data)  # refuses what is no set
-            hashes["data"] = hash_of_file(self.data / INDEX)
-        if self.captions is not None and self.captions.is_file():
-            hashes["captions"] = hash_of_file(self.captions)
-        if self.pictures is not None:
-            hashes["pictures"] = hash_of(self.pictures)
-        return hashes
 
 
 @dataclass(frozen=True)
@@ -84,3 +72,30 @@ class Config:
 
 SHOWN = ("runs", "grid", "pairs", "sides")
 """Fields that change what the report shows and no figure of an evaluation."""
+
+
+def inputs_of(config: Config, sources: Sources) -> dict[str, str]:
+    """SHA-256 of whatever is read besides the models.
+
+    Raises:
+        ValueError: a protocol lacks what it needs.
+    """
+    inputs: dict[str, str] = {}
+    for name in config.protocols:
+        if name in get_args(Stickers):
+            if sources.data is None:
+                raise ValueError(f"got protocol {name} and no --data, expected a built sticker set")
+            load_index(sources.data)  # refuses what is no set
+            inputs["data"] = hash_of_file(sources.data / INDEX)
+        elif sources.captions is None or sources.pictures is None:
+            raise ValueError(f"got protocol {name}, expected --captions FILE and --pictures FOLDER with it")
+        elif "captions" not in inputs:
+            choose_captions(name, sources.captions)
+            pictures_of(sources.pictures)
+            inputs["captions"] = hash_of_file(sources.captions)
+            inputs["pictures"] = hash_of(sources.pictures)
+    if config.guidance is None and "data" not in inputs:
+        raise ValueError("got no --guidance, expected one: it can only be chosen with a protocol on a sticker set")
+    if config.clip is not None and Path(config.clip).is_dir():
+        inputs["clip"] = hash_of(Path(config.clip))
+    return inputs

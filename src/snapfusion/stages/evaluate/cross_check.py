@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from snapfusion.checkpoint import Checkpoint
 from snapfusion.json_file import read_json
@@ -45,8 +43,12 @@ def cross_check(
 
     `checkpoint` is the one in `folder`. Only the networks' files are shared: diffusers reads them by itself.
     """
-    if read_json(folder / "model_index.json").get("_class_name") != StableDiffusionPipeline.__name__:
+    if read_json(folder / "model_index.json").get("_class_name") != "StableDiffusionPipeline":
         return None
+    # Seconds of imports, and warnings of what is not installed, that only this needs.
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
     device = checkpoint.unet.device
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, safety_checker=None

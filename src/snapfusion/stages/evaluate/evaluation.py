@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from snapfusion.bench import BATCH, open_bench
-from snapfusion.checkpoint import Checkpoint, hash_of
+from snapfusion.checkpoint import Checkpoint
 from snapfusion.data.choice import chosen
 from snapfusion.data.pairs import load_index
 from snapfusion.json_file import write_json
@@ -17,7 +17,7 @@ from snapfusion.metrics.features import VectorStore, image_vectors
 from snapfusion.metrics.weights import default_cache
 from snapfusion.stage_folder import run_in_folder
 from snapfusion.stages.evaluate.coco import CaptionSet, caption_exam
-from snapfusion.stages.evaluate.config import REAL_PICTURES, SHOWN, Captioned, Config, Sources, Stickers
+from snapfusion.stages.evaluate.config import REAL_PICTURES, SHOWN, Captioned, Config, Sources, Stickers, inputs_of
 from snapfusion.stages.evaluate.cross_check import CrossCheck, cross_check
 from snapfusion.stages.evaluate.exam import Exam, draw_pictures, file_of, save_picture
 from snapfusion.stages.evaluate.figures import Figure, neighbours
@@ -70,9 +70,7 @@ def evaluate(config: Config, model: Model, sources: Sources, out: Path, cache: P
     Raises:
         ValueError: `out` holds something else, or a protocol lacks what it needs.
     """
-    inputs = {"model": model.sha256, **sources.hashes()}
-    if config.clip is not None and Path(config.clip).is_dir():
-        inputs["clip"] = hash_of(Path(config.clip))
+    inputs = {"model": model.sha256, **inputs_of(config, sources)}
 
     def work(partial: Path) -> Mapping[str, Any]:
         return asdict(_examine(config, model, sources, partial, cache))
@@ -112,8 +110,7 @@ def try_guidances(config: Config, model: Model, sources: Sources, work: Path, ca
 
     These are prompts that judge B was trained on, and so none that it reports on.
     """
-    if sources.data is None:
-        raise ValueError("got no --guidance, expected one: without a sticker set (--data) no judge can choose it")
+    assert sources.data is not None
     pairs = load_index(sources.data)
     bench = open_bench(judge_a, sources.data, pairs, _store(cache), config.device, cache)
     train = [pair for pair in pairs if pair.split == "train" and (pair.core or config.subset == "full")]
@@ -131,8 +128,7 @@ def _exams(config: Config, sources: Sources, clip: Clip | None, work: Path, cach
     """The protocols with their sets of pictures, in the order of the config."""
     store, exams = _store(cache), dict[str, Exam]()
     if names := [name for name in config.protocols if name in get_args(Stickers)]:
-        if sources.data is None:
-            raise ValueError(f"got protocol {names[0]} and no --data, expected a built sticker set")
+        assert sources.data is not None
         pairs = load_index(sources.data)
         bench = open_bench(judge_b, sources.data, pairs, store, config.device, cache)
         wanted = [pair for pair in pairs if pair.core or config.subset == "full"]
@@ -141,8 +137,8 @@ def _exams(config: Config, sources: Sources, clip: Clip | None, work: Path, cach
         train = [pair for pair in wanted if pair.split == "train"]
         write_json(work / "neighbours.json", neighbours(bench, held_out, train))
     if names := [name for name in config.protocols if name in get_args(Captioned)]:
-        if sources.captions is None or sources.pictures is None:
-            raise ValueError(f"got protocol {names[0]}, expected --captions FILE and --pictures FOLDER with it")
+        assert sources.captions is not None
+        assert sources.pictures is not None
         found = CaptionSet(sources.captions, sources.pictures, config.side, config.reference)
         backbone = judge_b.load_backbone(config.device, cache)
         exams |= {name: caption_exam(name, found, backbone, store, clip) for name in names}

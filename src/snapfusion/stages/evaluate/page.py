@@ -1,5 +1,6 @@
 """report.html: the report for people, one file that needs no other. All it says is in report.json and timings.json."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from snapfusion.stages.evaluate.exam import file_of
 from snapfusion.stages.evaluate.figures import Figure
 from snapfusion.stages.evaluate.markup import data_uri, render
 
+PAIRS = "pairs.html"
 PICTURE = 224  # pixels of a picture's side in the grid
 
 
@@ -60,7 +62,10 @@ class Line:
 
 
 def write_page(file: Path, report: Mapping[str, Any], timings: Mapping[str, Any] | None, folder: Path) -> None:
-    """Write the page of a report whose models' pictures lie in `folder`. Without times it says nothing of them."""
+    """Write the page of the report in `folder`, where its pictures are, wherever `file` may be.
+
+    Without times it says nothing of them.
+    """
     models = report["models"]
     evaluations = [read(model["evaluation"]) for model in models]
     speeds = timings["models"] if timings is not None else None
@@ -76,6 +81,7 @@ def write_page(file: Path, report: Mapping[str, Any], timings: Mapping[str, Any]
         grid=[(request, pictures_for(request["key"], models, folder)) for request in report["grid"]],
         has_real=any(file_of(request["key"], real_folder(models, folder)).is_file() for request in report["grid"]),
         pairs=len(report["pairs"]),
+        pairs_page=Path(os.path.relpath(folder / PAIRS, file.parent)).as_posix(),
     )
     partial = file.with_suffix(".part")
     partial.write_text(page, encoding="utf-8")

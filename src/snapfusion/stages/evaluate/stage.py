@@ -7,16 +7,16 @@ from typing import Any
 
 from snapfusion.json_file import read_json, write_json
 from snapfusion.stage_folder import TIMINGS, run_in_folder
-from snapfusion.stages.evaluate.config import REAL_PICTURES, Config, Sources
+from snapfusion.stages.evaluate.config import REAL_PICTURES, Config, Sources, inputs_of
 from snapfusion.stages.evaluate.cost import costs_of
 from snapfusion.stages.evaluate.evaluation import Evaluation, evaluate, read
 from snapfusion.stages.evaluate.model import Model, hash_of_model, open_model
-from snapfusion.stages.evaluate.page import write_page
+from snapfusion.stages.evaluate.page import PAIRS, write_page
 from snapfusion.stages.evaluate.pairs import blind_pairs, write_pairs
 from snapfusion.stages.evaluate.report import Entry, pictures_of, report_of, shown_requests
 from snapfusion.stages.evaluate.speed import measure_speed
 
-REPORT, PAGE, PAIRS = "report.json", "report.html", "pairs.html"
+REPORT, PAGE = "report.json", "report.html"
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,14 @@ def run(config: Config, models: Sequence[Path], sources: Sources, out: Path, cac
     """
     if not models:
         raise ValueError("got no model, expected the folders of some bundles or checkpoints")
-    hashes = {f"model {place}": hash_of_model(folder) for place, folder in enumerate(models)}
+    inputs = inputs_of(config, sources)
+    inputs |= {f"model {place}": hash_of_model(folder) for place, folder in enumerate(models, 1)}
 
     def work(partial: Path) -> Mapping[str, Any]:
         opened = [open_model(folder, config.steps, config.batch, config.device) for folder in models]
         return compare(config, opened, sources, partial, cache)
 
-    figures = run_in_folder(out, config, {**hashes, **sources.hashes()}, work)
+    figures = run_in_folder(out, config, inputs, work)
     if not (out / PAGE).is_file():  # shows times, and so is none of the files that are hashed
         write_page(out / PAGE, read_json(out / REPORT), read_json(out / TIMINGS), out)
     return Result(out / PAGE, {label: read(record) for label, record in figures.items()})
