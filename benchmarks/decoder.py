@@ -69,8 +69,9 @@ def measure(size: str, weights: openvino.Weights, runs: int) -> list[dict[str, A
     with tempfile.TemporaryDirectory() as folder:
         for name, vae in decoders.items():
             example = {"latent_sample": torch.zeros(2, *latent.shape[1:])}
+            module = Decoder(vae).requires_grad_(False)  # else tracing keeps every activation: gigabytes
             with warnings.catch_warnings(action="ignore"):  # tracing takes sizes for fixed, which here they are
-                openvino.export(Decoder(vae), example, "sample", Path(folder, name), weights)
+                openvino.export(module, example, "sample", Path(folder, name), weights)
             networks.append(openvino.open(Path(folder, name), batch=1))
             parameters = sum(weight.numel() for weight in vae.decoder.parameters())
             rows.append({"size": size, "decoder": name, "parameters": parameters, "macs": macs(vae, latent), "ms": []})
