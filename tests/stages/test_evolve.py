@@ -22,7 +22,7 @@ from snapfusion.metrics.features import Backbone, backbone
 from snapfusion.model.architecture import Architecture
 from snapfusion.model.unet import ElasticUNet
 from snapfusion.stage_folder import PausedError
-from snapfusion.stages.evolve import rounds, setting, trial
+from snapfusion.stages.evolve import rounds, trial
 from snapfusion.stages.evolve.stage import Config, Result, run
 from snapfusion.table import load_table
 from tiny_models import sticker_checkpoint
@@ -35,6 +35,7 @@ CONFIG = Config(
     cuts=1,
     copy_rounds=1,
     copies=1,
+    latents=4,
     prompts=3,
     steps=1,
     guidance=2.0,
@@ -132,6 +133,7 @@ def test_a_checkpoint_evolves_to_its_budget(evolved: Result, base: Path, table: 
     assert price.milliseconds <= BUDGET < evolved.base.milliseconds
     assert price.parameters < evolved.base.parameters
     assert checkpoint.unet.architecture != before.unet.architecture
+    assert not torch.equal(checkpoint.unet.conv_in.weight, before.unet.conv_in.weight.half().float())  # it was trained
     for part in ("text_encoder", "vae"):
         kept, given = getattr(checkpoint, part).state_dict(), getattr(before, part).state_dict()
         assert all(torch.equal(kept[name], given[name].half().float()) for name in given)
@@ -213,8 +215,6 @@ def test_a_family_from_one_supernet_scored_without_drawing(
     base: Path, table: Path, data: Path, tmp_path: Path, score, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(judge_a, "load_backbone", None)  # no judge is asked
-    monkeypatch.setattr(setting, "BATCHES", 1)
-    monkeypatch.setattr(setting, "ROWS", 4)
     prices, whole = load_table(table), load_unet(base).architecture
     megabytes = prices.price(whole).megabytes
     config = replace(CONFIG, budget_ms=(), budget_mb=(0.6 * megabytes, 0.8 * megabytes), copy_rounds=0, score=score)

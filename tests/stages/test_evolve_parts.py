@@ -1,7 +1,7 @@
 """The maths of the stage: Eq. 5's draws, the losses, Table 3, the baselines, the search on prices alone."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,19 +10,31 @@ import pytest
 import torch
 
 from snapfusion.denoising import Batch
+from snapfusion.fit import FitConfig
+from snapfusion.latents import Cache
 from snapfusion.metrics.estimate import Estimate
 from snapfusion.model.architecture import Architecture
 from snapfusion.model.unet import ElasticUNet
+from snapfusion.stage_folder import PausedError
 from snapfusion.stages.evolve.baselines import by_chance, by_hand
 from snapfusion.stages.evolve.config import Config
 from snapfusion.stages.evolve.finetune import Distillation, feature_distance, finetuning_loss, stage_features
 from snapfusion.stages.evolve.plot import Point, path_svg
 from snapfusion.stages.evolve.price_only import budgets, search
 from snapfusion.stages.evolve.report import stage_table, stages
-from snapfusion.stages.evolve.robust import draw_off, robust_loss, skip_probability
+from snapfusion.stages.evolve.robust import (
+    Data,
+    Schooling,
+    Skip,
+    draw_off,
+    robust_loss,
+    skip_probability,
+    train_robustly,
+)
 from snapfusion.stages.evolve.scores import Score
 from snapfusion.stages.evolve.search import Limits
 from snapfusion.stages.evolve.trial import denoising_trial, output_trial
+from snapfusion.stages.train.unet import sticker_schedule
 from tiny_tables import tiny_table
 
 WIDTHS = (8, 8, 16, 16)
@@ -84,6 +96,42 @@ def test_blocks_left_out_get_no_gradient(unet: ElasticUNet, batch: Batch) -> Non
     robust_loss(trained, batch, {ATTENTION}).backward()
     assert all(weight.grad is None for weight in trained.get_submodule(ATTENTION).parameters())
     assert all(weight.grad is not None for weight in trained.get_submodule(RESNET).parameters())
+
+
+@pytest.fixture(scope="module")
+def pictures(unet: ElasticUNet) -> Data:
+    torch.manual_seed(2)
+    cache = Cache(
+        latents=torch.randn(6, 4, 8, 8).half(),
+        mirrored=torch.randn(6, 4, 8, 8).half(),
+        captions=torch.arange(12).reshape(6, 2),
+        embeddings=torch.randn(12, 5, 12).half(),
+        recoloured=torch.zeros(6, dtype=torch.bool),
+    )
+    return Data(cache, sticker_schedule(), batch=2, dropout=0.1, recoloured=0.0, seed=0)
+
+
+def test_robust_training_that_pauses_after_every_step_comes_to_the_same(
+    unet: ElasticUNet, pictures: Data, tmp_path: Path
+) -> None:
+    """Also where some blocks have had no gradient yet when it pauses."""
+    fit = FitConfig(steps=0, batch=2, lr=1e-2, warmup=1, skips_blocks=True, tracker=None)
+    schooling = Schooling(first_steps=2, steps=3, skip=Skip(0.5), fit=fit)
+    at_once, paused = (unet.evolve(unet.architecture).requires_grad_(True) for _ in range(2))
+    train_robustly(at_once, unet, pictures, schooling, 1, tmp_path / "a")
+    one_step = replace(schooling, fit=replace(fit, max_seconds=0.0))
+    for _ in range(2):
+        with pytest.raises(PausedError, match="robust training, round 1 paused"):
+            train_robustly(paused, unet, pictures, one_step, 1, tmp_path / "b")
+    train_robustly(paused, unet, pictures, one_step, 1, tmp_path / "b")
+    weights = zip(at_once.parameters(), paused.parameters(), unet.parameters(), strict=True)
+    moved = [not torch.equal(a, whole) for a, b, whole in weights if torch.equal(a, b)]
+    assert len(moved) == len(list(unet.parameters()))
+    assert any(moved)
+    # The data goes on where the first round, of two steps, left off.
+    assert draw_off(unet.removable, 0.5, 0, 2) != draw_off(unet.removable, 0.5, 0, 0)
+    assert schooling.steps_before(1) == 2
+    assert schooling.steps_before(3) == 8
 
 
 def test_stage_features_are_what_leaves_each_stage(unet: ElasticUNet, batch: Batch) -> None:

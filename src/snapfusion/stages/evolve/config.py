@@ -37,7 +37,9 @@ class Config:
     latents: int = 512
     """Held-out latents that such a loss is the mean of."""
     prompts: int = PROXY.prompts
+    """Pictures that are drawn of each network."""
     steps: int = PROXY.steps
+    """Steps of DDIM to each of them."""
     guidance: float = 4.0
     """Of the pictures that are judged: what the base likes."""
     skip: float = 0.1

@@ -14,7 +14,7 @@ from snapfusion.metrics.estimate import Estimate
 from snapfusion.model.unet import ElasticUNet
 from snapfusion.stages.evolve.finetune import finetune
 from snapfusion.stages.evolve.report import model_card
-from snapfusion.stages.evolve.rounds import timed, write_whole
+from snapfusion.stages.evolve.rounds import TRAINING, timed, write_whole
 from snapfusion.stages.evolve.setting import Setting
 from snapfusion.table import Price
 
@@ -43,11 +43,12 @@ def finish(setting: Setting, student: ElasticUNet, budget: float, out: Path) -> 
     Raises `PausedError` at the deadline.
     """
     if (out / EVOLUTION).is_file():  # written last
+        shutil.rmtree(out / TRAINING, ignore_errors=True)
         return Member.from_dict(read_json(out / EVOLUTION))
     config = setting.config
     with timed(out, "fine-tuning"):
         fit = config.finetuning(setting.seconds_left())
-        finetune(student, setting.base.unet, setting.data, config.distillation, fit, out / "training")
+        finetune(student, setting.base.unet, setting.data, config.distillation, fit, out / TRAINING)
     save_checkpoint(replace(setting.base, unet=student), out, torch.float16)
     price = setting.sources.table.price(student.architecture)
     member = Member(setting.goal.name(budget), budget, price, setting.trial.quality(student))
@@ -55,8 +56,8 @@ def finish(setting: Setting, student: ElasticUNet, budget: float, out: Path) -> 
     write_json(out / ARCHITECTURE, student.architecture.to_dict())
     if (setting.sources.checkpoint / LICENCES).is_file():
         shutil.copyfile(setting.sources.checkpoint / LICENCES, out / LICENCES)
-    shutil.rmtree(out / "training")
     write_whole(out / EVOLUTION, asdict(member))
+    shutil.rmtree(out / TRAINING)
     return member
 
 

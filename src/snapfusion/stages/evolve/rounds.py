@@ -29,7 +29,7 @@ from snapfusion.stages.evolve.setting import Setting
 from snapfusion.stages.evolve.trial import Trial
 from snapfusion.table import Price
 
-ROUND, MERITS = "round.json", "merits.json"
+ROUND, MERITS, TRAINING = "round.json", "merits.json", "training"
 WHOLE = "whole"  # beside the names of the blocks that it was measured without
 
 
@@ -111,9 +111,9 @@ class Rounds:
         if not (folder / "unet" / f"{WEIGHTS}.safetensors").is_file():
             unet = self._changed(action)
             with timed(folder, "training"):
-                self._train(unet, number, folder / "training")
+                self._train(unet, number, folder / TRAINING)
             save_unet(unet, folder)
-            shutil.rmtree(folder / "training")
+        shutil.rmtree(folder / TRAINING, ignore_errors=True)
         unet = self._load(folder)
         with timed(folder, "scoring"):
             merits = measure_blocks(self.setting.trial, unet, folder / MERITS, self.setting.seconds_left)
