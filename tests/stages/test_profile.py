@@ -12,17 +12,18 @@ from torch import nn
 from snapfusion.cli import main
 from snapfusion.model.architecture import Architecture
 from snapfusion.model.unet import ElasticUNet
+from snapfusion.runtimes import openvino
 from snapfusion.stages.profile import stage
-from snapfusion.stages.profile.engines import Torch
+from snapfusion.stages.profile.engines import OpenVINO, Torch
 from snapfusion.stages.profile.figure import Bar, bars, draw, format_bars
-from snapfusion.stages.profile.measure import Method, Stopwatch, calibrate, measure_pieces
+from snapfusion.stages.profile.measure import Method, Stopwatch, calibrate, measure, measure_pieces
 from snapfusion.stages.profile.networks import Networks, unet_of, unet_sketch
 from snapfusion.stages.profile.pieces import Piece, pieces_of
 from snapfusion.stages.profile.sketch import Sketch, blank
 from snapfusion.stages.profile.table1 import Row, format_table1, peak_of, table1
 from snapfusion.stages.profile.timing import LEAST, WARM, Timing, rounds, timing
 from snapfusion.table import Entry, Table, load_table, pieces
-from tiny_models import stable_diffusion_checkpoint, tiny_unet
+from tiny_models import stable_diffusion_checkpoint, sticker_checkpoint, tiny_unet
 from tiny_tables import tiny_table
 
 LENGTH, WIDTHS = 16, (8, 8, 16, 16)
@@ -65,7 +66,8 @@ def test_the_pieces_put_together_are_the_network() -> None:
 def counted(architecture: Architecture) -> Table:
     """A table with a piece's true counts, untimed."""
     found = pieces_of(weightless(architecture), LENGTH)
-    entries = [Entry(one.name, one.level, 0, one.sketch.parameters, 0, one.sketch.macs()) for one in found]
+    macs = {shape: sketch.macs() for shape, sketch in {one.shape: one.sketch for one in found}.items()}
+    entries = [Entry(one.name, one.level, 0, one.sketch.parameters, 0, macs[one.shape]) for one in found]
     return Table("nowhere", "none", "f32", 1, 1, 16, WIDTHS, (*entries, Entry("rest", 0, 0, 0, 0, 0)))
 
 
@@ -114,6 +116,17 @@ def test_blocks_of_one_shape_are_timed_once() -> None:
     assert len(found) == 22 + 16 + 9 + 3  # the middle's three blocks also stand where level 3 is gone
     assert len({piece.shape for piece in found}) == 4 + 6 + 8 + 9
     assert all(piece.sketch.parameters == other.sketch.parameters for piece in found for other in same(piece, found))
+
+
+def test_the_stages_parameters_are_those_of_the_papers_figure_2() -> None:
+    """Recounted from Stable Diffusion's weights: the figure itself can be read to a few per cent only."""
+    with torch.device("meta"):
+        found = pieces_of(ElasticUNet(Architecture.sd15()), length=77)
+    entries = [Entry(piece.name, piece.level, 0, piece.sketch.parameters, 0, 0) for piece in found]
+    table = Table("nowhere", "none", "f32", 1, 1, 64, Architecture.sd15().widths, tuple(entries))
+    millions = [round(bar.parameters / 1e6, 1) for bar in bars(table, Architecture.sd15())]
+    assert millions[::2] == [5.1, 18.4, 69.5, 34.8, 104.3, 27.6, 7.6]
+    assert millions[1::2] == [4.5, 14.8, 55.7, 272.0, 139.3, 40.2, 11.2]
 
 
 def same(piece: Piece, found: list[Piece]) -> list[Piece]:
@@ -170,9 +183,23 @@ def test_figure_2_groups_blocks_as_the_paper_does(tmp_path: Path) -> None:
     assert [bar.stage for bar in found[::2]] == stages
     assert [bar.milliseconds for bar in found if bar.kind == "attention"] == [10, 5, 2.5, 5 / 8, 3.75, 7.5, 20]
     assert [bar.milliseconds for bar in found if bar.kind == "resnet"] == [4, 2, 1, 7 * 2 / 8, 1.5, 3, 6]
-    first = [table.entry(f"down_blocks.0.attentions.{index}").parameters for index in (0, 1)]
-    assert found[0] == Bar(stages[0], "attention", 10, sum(first))
-    assert format_bars(found).splitlines()[1].split() == ["Down", "16×16", "10.00", "ms", "0.0M", "4.00", "ms", "0.0M"]
+    # Behind conv_in and the time embedding, the pieces 2 to 5 are ResNet, attention, ResNet, attention.
+    assert found[0] == Bar(stages[0], "attention", 10, 103 + 105, 4000 + 6000)
+    first = format_bars([replace(found[0], parameters=5_100_000, macs=2_000_000_000), found[1]]).splitlines()[1]
+    assert first.split() == [
+        "Down",
+        "16×16",
+        "10.00",
+        "ms",
+        "5.1M",
+        "2.00",
+        "GMAC",
+        "4.00",
+        "ms",
+        "0.0M",
+        "0.00",
+        "GMAC",
+    ]
     draw(table, SD15, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
@@ -230,16 +257,20 @@ def test_profile_writes_tables_that_price_the_checkpoint(
 
 
 @pytest.mark.slow
-def test_profile_measures_in_openvino(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("snapfusion.stages.profile.table1.PEAK_SIZES", (64,))
-    config = stage.Config(batches=(2,), threads=1, seconds=0.0)
-    stage.run(config, tiny_checkpoint, tmp_path / "profile")
-    table = load_table(tmp_path / "profile" / "table.json")
-    assert (table.batch, table.threads) == (2, 1)
+def test_openvino_is_measured_as_bundles_are_drawn() -> None:
+    small, tiny = Architecture.sd15((8, 8)), sticker_checkpoint()
+    networks = replace(Networks.of(tiny), unet=weightless(small))
+    stopwatch = Stopwatch(OpenVINO(threads=1), batches=(2,), seconds=0.0)
+    table = measure(networks, stopwatch, "alone", "rest")[2]
+    assert (table.batch, table.threads, table.precision) == (2, 1, openvino.precision())
     assert table.engine.startswith("OpenVINO")
-    price = table.price(SD15)
+    price = table.price(small)
     assert price.milliseconds == pytest.approx(table.entry("unet").milliseconds)
-    assert 2 * price.parameters <= 1e6 * price.megabytes < 2.5 * price.parameters  # float16, and constants
+    assert all(entry.milliseconds > 0 for entry in table.entries if entry.name != "rest")
+    whole = table.entry("unet")
+    assert price.parameters == whole.parameters
+    assert 2 * whole.parameters <= whole.bytes < 2.5 * whole.parameters  # float16, and constants
+    assert 1e6 * price.megabytes == pytest.approx(whole.bytes, rel=0.1)
 
 
 def test_a_phones_table_is_taken_as_it_is(tiny_checkpoint: Path, tmp_path: Path) -> None:

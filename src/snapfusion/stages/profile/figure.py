@@ -28,6 +28,7 @@ class Bar:
     kind: Kind
     milliseconds: float
     parameters: int
+    macs: int
 
 
 def bars(table: Table, architecture: Architecture) -> list[Bar]:
@@ -40,8 +41,14 @@ def bars(table: Table, architecture: Architecture) -> list[Bar]:
     for stage, blocks in stages.items():
         for kind, _, _ in KINDS:
             entries = [table.entry(block.original, block.level) for block in blocks if block.kind == kind]
-            milliseconds = sum(entry.milliseconds for entry in entries)
-            found.append(Bar(stage, kind, milliseconds, sum(entry.parameters for entry in entries)))
+            bar = Bar(
+                stage,
+                kind,
+                milliseconds=sum(entry.milliseconds for entry in entries),
+                parameters=sum(entry.parameters for entry in entries),
+                macs=sum(entry.macs for entry in entries),
+            )
+            found.append(bar)
     return found
 
 
@@ -65,8 +72,8 @@ def format_bars(found: Iterable[Bar]) -> str:
     for bar in found:
         stage = bar.stage.replace("\n", " ")
         start = lines.get(stage, f"{stage:12}")
-        lines[stage] = f"{start}{bar.milliseconds:>12.2f} ms{bar.parameters / 1e6:>8.1f}M"
-    return "\n".join([f"{'':12}{KINDS[0][1]:>24}{KINDS[1][1]:>24}", *lines.values()])
+        lines[stage] = f"{start}{bar.milliseconds:>12.2f} ms{bar.parameters / 1e6:>8.1f}M{bar.macs / 1e9:>8.2f} GMAC"
+    return "\n".join([f"{'':12}{KINDS[0][1]:>37}{KINDS[1][1]:>37}", *lines.values()])
 
 
 def _panel(axes: Axes, found: Iterable[Bar], heights: list[float], label: str) -> None:

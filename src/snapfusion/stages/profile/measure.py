@@ -36,12 +36,18 @@ COPIES = 2  # of a block behind itself, in a chain
 
 @dataclass(frozen=True)
 class Cost:
-    """What was measured of one network or piece."""
+    """What was measured of one network or piece, and counted."""
 
     timings: Mapping[int, Timing]
     """By the batch."""
+    parameters: int
     bytes: int
+    macs: int
     threads: int
+
+    def entry(self, name: str, level: int, batch: int) -> Entry:
+        timed = self.timings[batch]
+        return Entry(name, level, timed.median, self.parameters, self.bytes, self.macs, timed.spread)
 
 
 @dataclass(frozen=True)
@@ -57,17 +63,22 @@ class Stopwatch:
         return self.engine.open(sketch, self.batches)
 
     def alone(self, sketch: Sketch) -> Cost:
+        """A network by itself."""
         opened = self.open(sketch)
         timings = {batch: timing(rounds([run], self.seconds)[:, 0]) for batch, run in opened.runs.items()}
-        return Cost(timings, opened.bytes, opened.threads)
+        return Cost(timings, sketch.parameters, opened.bytes, sketch.macs(), opened.threads)
 
     def chain(self, piece: Piece) -> Cost:
+        """What a removable piece adds behind itself."""
         one, row = self.open(piece.sketch), self.open(piece.row(1 + COPIES))
-        return Cost(self._more(row, one, COPIES), one.bytes, one.threads)
+        timings = self._more(row, one, COPIES)
+        return Cost(timings, piece.sketch.parameters, one.bytes, piece.sketch.macs(), one.threads)
 
-    def difference(self, whole: Opened, less: Sketch) -> Cost:
+    def difference(self, piece: Piece, whole: Opened, less: Sketch) -> Cost:
+        """What a piece adds to `less`, the network without it."""
         opened = self.open(less)
-        return Cost(self._more(whole, opened, 1), max(0, whole.bytes - opened.bytes), opened.threads)
+        size = max(0, whole.bytes - opened.bytes)
+        return Cost(self._more(whole, opened, 1), piece.sketch.parameters, size, piece.sketch.macs(), opened.threads)
 
     def _more(self, large: Opened, small: Opened, count: int) -> dict[int, Timing]:
         """What each of `count` things takes that one network has beyond another; noise may say less than nothing."""
@@ -80,34 +91,35 @@ class Stopwatch:
 
 
 def measure(networks: Networks, stopwatch: Stopwatch, method: Method, calibration: Calibration) -> dict[int, Table]:
-    """The tables of a model's UNet by the batch; the whole networks are entries too, under the names of their parts."""
-    unet = networks.unet
-    wholes = measure_wholes(networks, stopwatch)
-    found = measure_pieces(unet, networks.length, stopwatch, method)
+    """The tables of a model's UNet by the batch."""
+    wholes = {name: stopwatch.alone(sketch) for name, sketch in networks.sketches().items()}
+    found = measure_pieces(networks.unet, networks.length, stopwatch, method)
+    return tables_of(networks.unet, stopwatch, wholes, found, calibration)
+
+
+def tables_of(
+    unet: ElasticUNet,
+    stopwatch: Stopwatch,
+    wholes: Mapping[str, Cost],
+    found: Sequence[tuple[Piece, Cost]],
+    calibration: Calibration,
+) -> dict[int, Table]:
+    """What was measured as tables, by the batch; the whole networks are entries too, under the names of their parts."""
     tables = {}
-    for batch, whole in wholes.items():
-        entries = [_entry(piece.name, piece.level, piece.sketch, cost, batch) for piece, cost in found]
-        milliseconds = next(entry.milliseconds for entry in whole if entry.name == "unet")
-        entries = calibrate(entries, unet.architecture, milliseconds, calibration)
+    for batch in stopwatch.batches:
+        entries = [cost.entry(piece.name, piece.level, batch) for piece, cost in found]
+        entries = calibrate(entries, unet.architecture, wholes["unet"].timings[batch].median, calibration)
         tables[batch] = Table(
             device=device(),
             engine=stopwatch.engine.name,
             precision=stopwatch.engine.precision,
-            threads=found[0][1].threads,
+            threads=wholes["unet"].threads,
             batch=batch,
             sample_size=unet.config["sample_size"],
             widths=unet.architecture.widths,
-            entries=(*whole, *entries),
+            entries=(*(cost.entry(name, 0, batch) for name, cost in wholes.items()), *entries),
         )
     return tables
-
-
-def measure_wholes(networks: Networks, stopwatch: Stopwatch) -> dict[int, list[Entry]]:
-    """Text encoder, UNet and decoder, by the batch."""
-    costs = [(name, sketch, stopwatch.alone(sketch)) for name, sketch in networks.sketches().items()]
-    return {
-        batch: [_entry(name, 0, sketch, cost, batch) for name, sketch, cost in costs] for batch in stopwatch.batches
-    }
 
 
 def measure_pieces(unet: ElasticUNet, length: int, stopwatch: Stopwatch, method: Method) -> list[tuple[Piece, Cost]]:
@@ -123,7 +135,7 @@ def measure_pieces(unet: ElasticUNet, length: int, stopwatch: Stopwatch, method:
             pass
         elif whole and piece.removable and (piece.name, piece.level) in inside:
             less = unet_of(plain, plain.architecture.without(piece.name))
-            known[piece.shape] = stopwatch.difference(whole, unet_sketch(less, length))
+            known[piece.shape] = stopwatch.difference(piece, whole, unet_sketch(less, length))
         elif piece.removable and method != "alone":
             known[piece.shape] = stopwatch.chain(piece)
         else:
@@ -149,8 +161,3 @@ def calibrate(
     rest = Entry(REST, 0, whole - total if calibration == "rest" else 0.0, 0, 0, 0)
     scaled = (replace(one, milliseconds=one.milliseconds * factor, spread=one.spread * factor) for one in entries)
     return [*scaled, rest]
-
-
-def _entry(name: str, level: int, sketch: Sketch, cost: Cost, batch: int) -> Entry:
-    timed = cost.timings[batch]
-    return Entry(name, level, timed.median, sketch.parameters, cost.bytes, sketch.macs(), timed.spread)

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from snapfusion.checkpoint import hash_of, load_checkpoint
-from snapfusion.json_file import write_json
 from snapfusion.model.architecture import Architecture
 from snapfusion.runtimes import openvino
 from snapfusion.stage_folder import hash_of_file, run_in_folder
 from snapfusion.stages.profile.engines import Runtime, device, engine
 from snapfusion.stages.profile.figure import Bar, bars, draw, format_bars
-from snapfusion.stages.profile.measure import Calibration, Method, Stopwatch, measure, measure_wholes
+from snapfusion.stages.profile.measure import Calibration, Method, Stopwatch, measure
 from snapfusion.stages.profile.networks import Networks
 from snapfusion.stages.profile.table1 import RUNS, Row, format_table1, peak_of, table1
 from snapfusion.table import Entry, Table, load_table
@@ -84,27 +83,37 @@ def run(config: Config, checkpoint: Path, out: Path, table: Path | None = None) 
 
     def work(folder: Path) -> dict[str, Any]:
         networks = Networks.of(load_checkpoint(checkpoint))
-        if table is not None:
-            return {**_write(folder, [load_table(table)], networks.unet.architecture), "peak": None, "table1": []}
-        stopwatch = config.stopwatch()
-        peak = peak_of(stopwatch.engine)
-        tables = measure(networks, stopwatch, config.method, config.calibration)
-        wholes = {batch: [one.entry(name) for name in RUNS] for batch, one in tables.items()}
-        rows = [asdict(row) for row in table1(wholes, peak)]
-        return {**_write(folder, list(tables.values()), networks.unet.architecture), "peak": peak, "table1": rows}
+        if table is None:
+            return _profile(config, networks, folder)
+        return {**_write(folder, [load_table(table)], networks.unet.architecture), "peak": None, "table1": []}
 
     return Result(out, run_in_folder(out, config, inputs, work))
 
 
-def sd15(config: Config, file: Path | None = None) -> str:
-    """The paper's Table 1 for this device, also to a JSON file: Stable Diffusion v1.5's networks, random weights."""
+def run_sd15(config: Config, out: Path) -> Result:
+    """`run` for Stable Diffusion v1.5's networks with random weights: prices need no more than the sizes."""
+    inputs = {"networks": "Stable Diffusion v1.5's sizes"}
+    return Result(out, run_in_folder(out, config, inputs, lambda folder: _profile(config, Networks.sd15(), folder)))
+
+
+def table1_sd15(config: Config) -> str:
+    """The paper's Table 1 for this device as text: Stable Diffusion v1.5's networks as wholes, with random weights."""
     stopwatch = config.stopwatch()
     peak = peak_of(stopwatch.engine)
-    rows = table1(measure_wholes(Networks.sd15(), stopwatch), peak)
-    about = {"device": device(), "engine": stopwatch.engine.name, "precision": stopwatch.engine.precision}
-    if file is not None:
-        write_json(file, {**about, "config": asdict(config), "peak": peak, "table1": [asdict(row) for row in rows]})
-    return "\n".join([", ".join(about.values()), format_table1(rows, peak)])
+    wholes = {name: stopwatch.alone(sketch) for name, sketch in Networks.sd15().sketches().items()}
+    entries = {batch: [cost.entry(name, 0, batch) for name, cost in wholes.items()] for batch in stopwatch.batches}
+    heading = f"{device()}, {stopwatch.engine.name}, {stopwatch.engine.precision}, {wholes['unet'].threads} threads"
+    return f"{heading}\n{format_table1(table1(entries, peak), peak)}"
+
+
+def _profile(config: Config, networks: Networks, folder: Path) -> dict[str, Any]:
+    """Measure, and write tables and picture; returns the figures."""
+    stopwatch = config.stopwatch()
+    peak = peak_of(stopwatch.engine)
+    tables = measure(networks, stopwatch, config.method, config.calibration)
+    wholes = {batch: [table.entry(name) for name in RUNS] for batch, table in tables.items()}
+    rows = [asdict(row) for row in table1(wholes, peak)]
+    return {**_write(folder, list(tables.values()), networks.unet.architecture), "peak": peak, "table1": rows}
 
 
 def _write(folder: Path, tables: list[Table], architecture: Architecture) -> dict[str, Any]:

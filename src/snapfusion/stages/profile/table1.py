@@ -45,7 +45,7 @@ def table1(wholes: Mapping[int, Sequence[Entry]], peak: float) -> list[Row]:
     """A row for each network at the first batch, and one for the UNet at each other: guidance runs it on two rows.
 
     Args:
-        wholes: What `measure_wholes` found, by the batch.
+        wholes: Entries of the whole networks, by the batch.
         peak: Of the engine, operations a second.
     """
     first = next(iter(wholes))
