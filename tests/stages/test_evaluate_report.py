@@ -112,7 +112,7 @@ def test_the_page_is_one_file_and_says_what_the_report_says(folder: Path) -> Non
         for protocol, figures in one["evaluation"]["figures"].items():
             assert one["evaluation"]["protocols"][protocol] in found.text
             assert f"{figures['kid']['value']:.4g}" in found.text
-    for said in ("a <base>", "7 blind pairs", "a <cpu>", "0.50 s", "4.00x", "2.00 GB", "500 MB", "2.50x"):
+    for said in ("a <base>", "7 blind pairs", "a <cpu>", "0.50 s", "4.00×", "2.00 GB", "500 MB", "2.50×"):
         assert said in found.text
     assert "a <base>" not in page  # escaped
 

@@ -1,7 +1,7 @@
 """report.html: the report for people, one file that needs no other. All it says is in report.json and timings.json."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ MEASURES = (
     Measure("style", "style accuracy", "higher", "style_real"),
     Measure("memorised", "memorised", "lower"),
 )
+PART_TITLES = {"text_encoder": "text encoder", "unet": "UNet", "vae_decoder": "image decoder"}
 TITLES = {measure.name: measure.title for measure in MEASURES}
 
 
@@ -57,7 +58,8 @@ class Line:
     """A line of the table of costs: the same thing of each model, and by how many times the last has less of it."""
 
     title: str
-    cells: list[str]
+    cells: list[tuple[str, str]]
+    """A value, and what is said below it."""
     ratio: str
 
 
@@ -76,7 +78,7 @@ def write_page(file: Path, report: Mapping[str, Any], timings: Mapping[str, Any]
         protocols=[(name, line, rows_of(evaluations, name)) for name, line in evaluations[0].protocols.items()],
         curve=curve_of(evaluations),
         totals=totals_of(models, evaluations, speeds),
-        parts=parts_of(models, evaluations, speeds),
+        parts=parts_of(models, speeds),
         timings=timings,
         grid=[(request, pictures_for(request["key"], models, folder)) for request in report["grid"]],
         has_real=any(file_of(request["key"], real_folder(models, folder)).is_file() for request in report["grid"]),
@@ -125,7 +127,8 @@ def totals_of(
     models: Sequence[Mapping[str, Any]], evaluations: Sequence[Evaluation], speeds: Sequence[Any] | None
 ) -> list[Line]:
     """What a whole model and a whole picture cost."""
-    lines = [Line("steps", [f"{evaluation.steps} of {evaluation.scheduler}" for evaluation in evaluations], "")]
+    steps = [evaluation.steps for evaluation in evaluations]
+    lines = [Line("steps", [(str(one.steps), one.scheduler) for one in evaluations], _ratio(steps))]
     if all(model["costs"] for model in models):
         lines += [
             _line("parameters", [model["parameters"] for model in models], _count),
@@ -134,16 +137,14 @@ def totals_of(
         ]
     if speeds is not None:
         lines += [
-            _line("a picture, warm", [speed["warm_s"]["median"] for speed in speeds], _seconds),
-            _line("a picture, cold: from nothing", [speed["cold_s"]["median"] for speed in speeds], _seconds),
+            _timed("a picture, warm", [speed["warm_s"] for speed in speeds], _seconds),
+            _timed("a picture, cold: from nothing", [speed["cold_s"] for speed in speeds], _seconds),
             _line("most memory held meanwhile", [speed["peak_bytes"] for speed in speeds], _megabytes),
         ]
     return lines
 
 
-def parts_of(
-    models: Sequence[Mapping[str, Any]], evaluations: Sequence[Evaluation], speeds: Sequence[Any] | None
-) -> list[tuple[str, list[Line]]]:
+def parts_of(models: Sequence[Mapping[str, Any]], speeds: Sequence[Any] | None) -> list[tuple[str, list[Line]]]:
     """What each part costs."""
     if not all(model["costs"] for model in models):
         return []
@@ -156,22 +157,24 @@ def parts_of(
             _line("multiply-accumulates a row", [cost["macs"] for cost in costs], _count),
         ]
         if speeds is not None:
-            times = [speed["parts_ms"][part]["median"] for speed in speeds]
-            lines.append(_line("a call, warm", times, _milliseconds))
-            calls = [evaluation.steps if part == "unet" else 1 for evaluation in evaluations]
-            if part == "unet":
-                lines.append(Line("calls a picture", [str(count) for count in calls], _ratio(calls)))
-        parts.append((part.replace("_", " "), lines))
+            lines.append(_timed("a call, warm", [speed["parts_ms"][part] for speed in speeds], _milliseconds))
+        parts.append((PART_TITLES[part], lines))
     return parts
 
 
-def _line(title: str, values: Sequence[float], show: Any) -> Line:
-    return Line(title, [show(value) for value in values], _ratio(values))
+def _line(title: str, values: Sequence[float], show: Callable[[float], str]) -> Line:
+    return Line(title, [(show(value), "") for value in values], _ratio(values))
+
+
+def _timed(title: str, spreads: Sequence[Mapping[str, float]], show: Callable[[float], str]) -> Line:
+    """Medians, and from where to where the runs went."""
+    cells = [(show(one["median"]), f"{show(one['low'])} to {show(one['high'])}") for one in spreads]
+    return Line(title, cells, _ratio([one["median"] for one in spreads]))
 
 
 def _ratio(values: Sequence[float]) -> str:
     """How many times less the last is than the first."""
-    return f"{values[0] / values[-1]:.2f}x" if len(values) > 1 and values[-1] else ""
+    return f"{values[0] / values[-1]:.2f}\N{MULTIPLICATION SIGN}" if len(values) > 1 and values[-1] else ""
 
 
 def _count(value: float) -> str:
