@@ -88,8 +88,9 @@ def convert(config: VelocityConfig, before: Checkpoint, data: Path, folder: Path
             found = [loss_of(unet, draw(cells, schedule, unseen, index)) for index in range(HELD_OUT_BATCHES)]
         return {"velocity": torch.stack(found).mean().item()}
 
+    figures: dict[str, Any] = {"images": config.steps_of_training * config.batch, "before": measure(after.unet)}
     trained = train_checkpoint(after, loss, measure, config, folder, "noise to velocity")
-    figures = {"images": config.steps_of_training * config.batch, **measure(trained)}
+    figures["after"] = measure(trained)
     _, held_out = train_and_cells(data, config.subset == "core")
     prompts = [prompt_of(pair) for pair in held_out[: config.pictures]]
     return figures | compare_pictures(before, replace(after, unet=trained), prompts, config)
