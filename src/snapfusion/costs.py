@@ -31,11 +31,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of a checkpoint's networks. The encoder is counted as the decoder, which mirrors it."""
+    """Of a checkpoint's networks. The encoder of pictures is taken for its mirror image, the decoder."""
 
-    text_encoder: Cost
     unet: Cost
     decoder: Cost
+    text_encoder: int
+    """Its parameters; it reads each prompt once, which takes next to nothing."""
     latent: int
     """Numbers in a latent."""
     blocks: int
@@ -44,23 +45,22 @@ class Costs:
     @property
     def parameters(self) -> int:
         """Of the whole checkpoint."""
-        return self.text_encoder.parameters + self.unet.parameters + 2 * self.decoder.parameters
+        return self.text_encoder + self.unet.parameters + 2 * self.decoder.parameters
 
 
 def costs_of(checkpoint: Checkpoint) -> Costs:
     """What a checkpoint costs, whose networks lose their weights by this."""
     unet, vae, text_encoder = checkpoint.unet, checkpoint.vae, checkpoint.text_encoder
-    for network in (unet, vae, text_encoder):
+    for network in (unet, vae):
         cast(nn.Module, network).to("meta")
     side, sizes = unet.config["sample_size"], {"device": "meta"}
     latent = torch.empty(1, unet.config["in_channels"], side, side, **sizes)
     embedding = torch.empty(1, checkpoint.length, text_encoder.width, **sizes)
-    tokens = torch.zeros(1, checkpoint.length, dtype=torch.int64, **sizes)
     t = torch.zeros(1, dtype=torch.int64, **sizes)
     return Costs(
-        text_encoder=cost_of(text_encoder, lambda: text_encoder(tokens)),
         unet=cost_of(unet, lambda: unet(latent, t, embedding)),
         decoder=cost_of(vae.decoder, lambda: vae.decode(latent)),
+        text_encoder=sum(weight.numel() for weight in text_encoder.parameters()),
         latent=latent.numel(),
         blocks=len(unet.removable),
     )
