@@ -241,7 +241,7 @@ def test_a_killed_run_and_a_paused_one_end_with_the_same_weights(
 def test_training_brings_the_student_to_its_teacher(
     data: Path, tiny_checkpoint: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    config = replace(CONFIG, images=8 * 60, batch=8, lr=3e-3, guidance=(1.0, 4.0), observe_steps=1000)
+    config = replace(CONFIG, images=8 * 24, batch=8, lr=4e-3, guidance=(1.0, 4.0), observe_steps=1000)
     result = run(config, teacher, tiny_checkpoint, data, tmp_path / "a")
     before, after = result.figures["before"], result.figures["after"]
     assert after["vanilla"] < 0.7 * before["vanilla"]
