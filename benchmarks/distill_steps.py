@@ -99,12 +99,10 @@ def main() -> None:
         again = {p: seconds(lambda p=p: bare(own, guide, batches[p], bf16), 5, device) for p in batches}
 
     # From the start of a step's loss to that of the next: all that a step costs, saving apart.
-    whole = {
-        p: median(
-            [marks[s + 1] - marks[s] for s in range(options.steps, count - 1) if guided[s] == p] or [float("nan")]
-        )
-        for p in batches
-    }
+    spans = {p: [marks[s + 1] - marks[s] for s in range(options.steps, count - 1) if guided[s] == p] for p in batches}
+    if not all(spans.values()):
+        raise SystemExit(f"got {options.steps} steps, all of one kind; time more of them")
+    whole = {p: median(spans[p]) for p in batches}
     alone = {p: (alone[p] + again[p]) / 2 for p in batches}  # before and after: the machine may have warmed up
     rows = []
     for p, name in ((False, "vanilla"), (True, "CFG-aware")):
