@@ -110,7 +110,7 @@ def distil(
 def held_out_losses(
     student: nn.Module, teacher: nn.Module, cells: Cache, steps: Leap, config: Config
 ) -> dict[str, float]:
-    """Means of L_vani, L_cfg and of the L_ori of either; the same pictures, steps, noise and w at every call."""
+    """Means of L_vani, L_cfg and L_ori, which is one for both; the same pictures, steps, noise and w at every call."""
     bf16, found = config.precision == "bf16", {}
     for name, p in (("vanilla", 0.0), ("cfg_aware", 1.0)):
         drawn = replace(config, p=p, dropout=0.0, recoloured=0.0, seed=0)
