@@ -57,7 +57,7 @@ def test_it_leaves_a_bundle_a_report_and_a_result_for_every_stage(run: Path) -> 
     bundle = read_bundle(run / "bundle")
     assert (bundle.manifest.defaults.steps, bundle.schedule.distilled_steps) == (2, 2)
     decoder = json.loads((run / "bundle" / "vae_decoder" / "config.json").read_text())
-    assert decoder["decoder_channels"] == [4, 4]  # half of the tiny autoencoder's 8
+    assert decoder["decoder_block_out_channels"] == [4, 4]  # half of the tiny autoencoder's 8
     (picture,) = open_bundle(run / "bundle")("a fox", seed=1)
     assert picture.size == (64, 64)
 

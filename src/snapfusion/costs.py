@@ -53,10 +53,10 @@ def costs_of(checkpoint: Checkpoint) -> Costs:
     unet, vae, text_encoder = checkpoint.unet, checkpoint.vae, checkpoint.text_encoder
     for network in (unet, vae):
         cast(nn.Module, network).to("meta")
-    side, sizes = unet.config["sample_size"], {"device": "meta"}
-    latent = torch.empty(1, unet.config["in_channels"], side, side, **sizes)
-    embedding = torch.empty(1, checkpoint.length, text_encoder.width, **sizes)
-    t = torch.zeros(1, dtype=torch.int64, **sizes)
+    side = unet.config["sample_size"]
+    latent = torch.empty(1, unet.config["in_channels"], side, side, device="meta")
+    embedding = torch.empty(1, checkpoint.length, text_encoder.width, device="meta")
+    t = torch.empty(1, dtype=torch.int64, device="meta")
     return Costs(
         unet=cost_of(unet, lambda: unet(latent, t, embedding)),
         decoder=cost_of(vae.decoder, lambda: vae.decode(latent)),

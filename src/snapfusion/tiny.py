@@ -43,7 +43,7 @@ WIDTH = 16  # D of the embedding
 SIDE = 64  # pixels
 WORDS = ["a", "red", "blue", "fox", "whale", "cat", "sticker", "render", "flat", "3d", ",", ".", "of", "the"]
 THINGS = ("fox", "apple", "ghost", "boat", "castle", "drum", "cactus", "rocket")
-STYLES = ("3d", "silhouette")
+STYLES = ("3d", "flat")
 VARIANTS = 4  # pictures of each thing in each style, of which one is held out
 PICTURES = len(THINGS) * len(STYLES) * VARIANTS
 
@@ -82,7 +82,7 @@ def make(config: Config, out: Path) -> Tiny:
 
 
 def checkpoint() -> Checkpoint:
-    """BERT, v-prediction with zero terminal SNR, 64 px folded by 2, latents [4, 16, 16]."""
+    """The sticker base in small: BERT, v-prediction with zero terminal SNR, 64 px folded by 2, latents [4, 16, 16]."""
     tokenizer = word_pieces()
     config = BertConfig(vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=LENGTH, **text_sizes())
     schedule = {
@@ -194,4 +194,5 @@ def write_judges(folder: Path) -> None:
     for head in lpips.heads:
         nn.init.constant_(head, 1 / len(head))
     save_whole(lpips.state_dict(), folder / "lpips_vgg16.safetensors", {})
-    torch.jit.trace(Glance().eval(), torch.zeros(1, 3, 299, 299)).save(str(folder / "inception_2015.pt"))
+    glance: Any = torch.jit.trace(Glance().eval(), torch.zeros(1, 3, 299, 299))
+    glance.save(str(folder / "inception_2015.pt"))

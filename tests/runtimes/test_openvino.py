@@ -98,3 +98,10 @@ def test_bfloat16_is_used_only_where_the_cpu_lists_it(
 def test_the_number_of_threads_reaches_the_engine(folders: dict[str, Path]) -> None:
     (request,) = openvino.open(folders["fp16"], batch=1, threads=1).requests.values()
     assert request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
+
+
+def test_a_file_that_cannot_be_written_is_an_os_error(module: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / openvino.FILES[1]).mkdir()
+    example = {"sample": torch.zeros(2, 4, 8, 8), "shift": torch.tensor([1])}
+    with pytest.raises(OSError, match="cannot write a network, perhaps the disk is full"):
+        openvino.export(module, example, "out", tmp_path)

@@ -1,5 +1,6 @@
 """OpenVINO: a torch module to a file, a file to a callable. It draws on the CPU; only who exports brings torch."""
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,9 @@ def export(
         weights: Stored as float16, or as int8 with a scale for every output channel, which halves the file.
     Returns:
         The shape of every input, -1 for the batch.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     shapes = {name: [-1, *tensor.shape[1:]] if tensor.ndim > 1 else [*tensor.shape] for name, tensor in example.items()}
     model = ov.convert_model(module, example_input=dict(example))
@@ -38,7 +42,10 @@ def export(
     if weights == "int8":
         model = _int8(model)
     folder.mkdir(parents=True, exist_ok=True)
-    ov.save_model(model, folder / FILES[0], compress_to_fp16=True)
+    try:
+        ov.save_model(model, folder / FILES[0], compress_to_fp16=True)
+    except RuntimeError as error:  # which does not say why
+        raise OSError(errno.EIO, f"cannot write a network, perhaps the disk is full ({error})", str(folder)) from error
     return shapes
 
 
