@@ -8,6 +8,7 @@ JUDGE_B = "snapfusion.metrics.judge_b"
 MAY_REACH_B = (
     "snapfusion.stages.evaluate",
     "snapfusion.compress",
+    "snapfusion.plan",
     "snapfusion.recipes",
     "snapfusion.cli",
     "snapfusion.__main__",
