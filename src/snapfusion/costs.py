@@ -34,6 +34,8 @@ class Costs:
     """Of a checkpoint's networks. The encoder of pictures is taken for its mirror image, the decoder."""
 
     unet: Cost
+    checkpointed: int
+    """Bytes that the UNet leaves for a backward pass that computes activations again."""
     decoder: Cost
     text_encoder: int
     """Its parameters; it reads each prompt once, which takes next to nothing."""
@@ -57,8 +59,11 @@ def costs_of(checkpoint: Checkpoint) -> Costs:
     latent = torch.empty(1, unet.config["in_channels"], side, side, device="meta")
     embedding = torch.empty(1, checkpoint.length, text_encoder.width, device="meta")
     t = torch.empty(1, dtype=torch.int64, device="meta")
+    whole = cost_of(unet, lambda: unet(latent, t, embedding))
+    unet.enable_gradient_checkpointing()
     return Costs(
-        unet=cost_of(unet, lambda: unet(latent, t, embedding)),
+        unet=whole,
+        checkpointed=activations_of(unet, lambda: unet(latent, t, embedding)),
         decoder=cost_of(vae.decoder, lambda: vae.decode(latent)),
         text_encoder=sum(weight.numel() for weight in text_encoder.parameters()),
         latent=latent.numel(),
@@ -68,6 +73,15 @@ def costs_of(checkpoint: Checkpoint) -> Costs:
 
 def cost_of(network: nn.Module, call: Callable[[], object]) -> Cost:
     """What `call`, which runs `network` on one row, costs."""
+    # torch counts attention only where it is written out in matrix products.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
+    parameters = sum(weight.numel() for weight in network.parameters())
+    return Cost(counter.get_total_flops(), activations_of(network, call), parameters)
+
+
+def activations_of(network: nn.Module, call: Callable[[], object]) -> int:
+    """Bytes that `call` keeps for a backward pass through `network`, in bfloat16."""
     weights = {weight.untyped_storage()._cdata for weight in network.parameters()}
     kept: dict[int, Tensor] = {}  # by the place of their storage, which is theirs for as long as they are kept
 
@@ -79,11 +93,7 @@ def cost_of(network: nn.Module, call: Callable[[], object]) -> Cost:
     network.requires_grad_(True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         call()
-    # torch counts attention only where it is written out in matrix products.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        call()
-    parameters = sum(weight.numel() for weight in network.parameters())
-    return Cost(counter.get_total_flops(), HALF * sum(tensor.numel() for tensor in kept.values()), parameters)
+    return HALF * sum(tensor.numel() for tensor in kept.values())
 
 
 def matrix_speed(side: int = 2048, seconds: float = 0.5) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from snapfusion.compress import Recipe
-from snapfusion.costs import HALF, Cost, Costs
+from snapfusion.costs import HALF, Costs
 from snapfusion.stages.distill_decoder import stage as distill_decoder
 from snapfusion.stages.distill_steps import to_velocity
 from snapfusion.stages.distill_steps.plan import Plan, direct
@@ -63,7 +63,7 @@ def _velocity(config: to_velocity.VelocityConfig, costs: Costs, pictures: int) -
     """Every picture through the student and its former self; some are drawn before and after."""
     unet = config.images * (STEP + FORWARD) + 2 * config.pictures * config.picture_steps * GUIDED
     cached = _encoded(costs, pictures)
-    memory = _training(costs.unet, config.batch / config.accumulate, teachers=1)
+    memory = _unet_training(costs, config.batch / config.accumulate, config.gradient_checkpointing)
     disk = _checkpoint(costs) + TRAINED * costs.unet.parameters + _cache(costs, pictures)
     return Row("velocity", unet * costs.unet.operations + cached, memory, disk)
 
@@ -78,7 +78,7 @@ def _evolve(config: evolve.Config, costs: Costs, pictures: int) -> Row:
     drawn = config.prompts if config.score == "drawing" else 0
     scored = looks * (drawn * config.steps * GUIDED if drawn else config.latents)
     operations = (trained + tuned + scored) * costs.unet.operations + looks * drawn * costs.decoder.operations
-    memory = _training(costs.unet, config.batch / config.accumulate, teachers=1)
+    memory = _unet_training(costs, config.batch / config.accumulate, config.gradient_checkpointing)
     disk = (budgets + 1) * _checkpoint(costs) + TRAINED * costs.unet.parameters + _cache(costs, pictures)
     return Row("evolve", operations + _encoded(costs, pictures), memory, disk)
 
@@ -87,7 +87,7 @@ def _distill_steps(legs: Plan, costs: Costs, pictures: int) -> Row:
     """For every picture two steps of the teacher and one of the student, all guided in a share p of the batches."""
     rows = sum(leg.config.images * (2 * FORWARD + STEP) * (1 + leg.config.p * (GUIDED - 1)) for leg in legs)
     last = legs[-1].config
-    memory = _training(costs.unet, GUIDED * last.batch / last.accumulate, teachers=1)
+    memory = _unet_training(costs, GUIDED * last.batch / last.accumulate, last.gradient_checkpointing)
     disk = len(legs) * _checkpoint(costs) + TRAINED * costs.unet.parameters + _cache(costs, pictures)
     return Row("distill_steps", rows * costs.unet.operations + _encoded(costs, pictures), memory, disk)
 
@@ -97,7 +97,8 @@ def _distill_decoder(config: distill_decoder.Config, costs: Costs) -> Row:
     latents = config.latents + config.held_out
     drawn = latents * config.steps * GUIDED * costs.unet.operations
     trained = config.images * (FORWARD + STEP / 4) * costs.decoder.operations
-    memory = LOADED * costs.parameters + _training(costs.decoder, config.batch / 2, teachers=0)
+    memory = LOADED * costs.parameters + TRAINED * costs.decoder.parameters / 4
+    memory += config.batch / 2 * costs.decoder.activations
     return Row("distill_decoder", drawn + trained, memory, _checkpoint(costs) + latents * costs.latent * HALF)
 
 
@@ -135,9 +136,10 @@ def _checkpoint(costs: Costs) -> float:
     return HALF * costs.parameters
 
 
-def _training(cost: Cost, rows: float, teachers: int) -> float:
-    """Bytes of a training step: weights and what belongs to them, teachers, activations of the rows of one part."""
-    return (TRAINED + teachers * LOADED) * cost.parameters + rows * cost.activations
+def _unet_training(costs: Costs, rows: float, checkpointed: bool) -> float:
+    """Bytes of a step: weights and what belongs to them, a teacher, and the activations of the rows of one part."""
+    activations = costs.checkpointed if checkpointed else costs.unet.activations
+    return (TRAINED + LOADED) * costs.unet.parameters + rows * activations
 
 
 def describe(rows: Sequence[Row], speed: float, utilisation: float) -> str:

@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 from typing import Literal
 
+import transformers
+
 from snapfusion import tiny as tiny_inputs
 from snapfusion.checkpoint import load_checkpoint
 from snapfusion.compress import Inputs, Recipe, Result, compress
@@ -39,9 +41,9 @@ def stickers() -> Recipe:
 def sd15() -> Recipe:
     """Stable Diffusion v1.5, as far as the paper says how: 8 steps, batches of its size, its range of guidance."""
     return Recipe(
-        velocity=VelocityConfig(),
+        velocity=VelocityConfig(batch=256, accumulate=8, gradient_checkpointing=True, lr=5e-5),
         profile=profile.Config(),
-        evolve=evolve.Config(guidance=7.5, batch=256, accumulate=8),
+        evolve=evolve.Config(guidance=7.5, batch=256, accumulate=8, gradient_checkpointing=True),
         distill_steps=distill_steps.Config(batch=256, accumulate=8, gradient_checkpointing=True, lr=5e-5),
         distill_decoder=distill_decoder.Config(batch=16),
         export=export.Config(steps=8, text_encoder="fp16", unet="fp16", vae_decoder="fp16"),
@@ -86,6 +88,8 @@ def start(
 ) -> Result:
     """Run a recipe in folder `out`, on what it makes or fetches itself where nothing is named; see `compress`."""
     log_to_terminal()
+    transformers.logging.set_verbosity_error()  # its remarks are about what nobody here chose
+    transformers.logging.disable_progress_bar()
     return compress(RECIPES[name](), inputs_of(name, checkpoint, data, table, out), out, max_seconds)
 
 

@@ -10,7 +10,7 @@ from snapfusion.stages.evolve.robust import Schooling, Skip
 from snapfusion.stages.evolve.search import Limits
 from snapfusion.stages.evolve.trial import PROXY
 
-FREE = ("max_seconds", "accumulate", "draw_batch")
+FREE = ("max_seconds", "accumulate", "gradient_checkpointing", "draw_batch", "tracker")
 """What may change from one call to the next."""
 
 
@@ -74,6 +74,10 @@ class Config:
     precision: Literal["no", "bf16", "fp16"] = "bf16"
     accumulate: int = 1
     """Parts in which each process computes its share of a batch, to save memory."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice, to save memory."""
+    tracker: str | None = None
+    """What draws the curves: any that accelerate knows by name."""
     draw_batch: int = 16
     """Pictures that are drawn together."""
     seed: int = 0
@@ -108,8 +112,9 @@ class Config:
             warmup=self.warmup,
             ema=self.ema,
             accumulate=self.accumulate,
+            gradient_checkpointing=self.gradient_checkpointing,
             skips_blocks=True,
             precision=self.precision,
-            tracker=None,
+            tracker=self.tracker,
             max_seconds=max_seconds,
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from snapfusion.checkpoint import hash_of, load_unet
 from snapfusion.data.pairs import INDEX
+from snapfusion.latents import train_and_cells
 from snapfusion.metrics.estimate import Estimate
 from snapfusion.model.architecture import Architecture
 from snapfusion.stage_folder import hash_of_file, run_in_folder
@@ -54,12 +55,14 @@ def run(config: Config, checkpoint: Path, table: Path, data: Path, out: Path, ca
     of every round. `cache` holds the judge's networks (see `snapfusion.metrics.weights`). The same call goes on.
 
     Raises:
-        ValueError: a budget cannot be met, the table is not this UNet's, or `out` holds something else.
+        ValueError: a budget cannot be met, the table is not this UNet's, there is no set in `data`, or `out` holds
+            something else.
         PausedError: `max_seconds` are over.
     """
     prices = load_table(table)
     architecture = load_unet(checkpoint).architecture
     goal = goal_of(config, prices, architecture)
+    train_and_cells(data, core=False)  # refuses what is no set
     inputs = {
         "checkpoint": hash_of(checkpoint),
         "table": hash_of_file(table),
