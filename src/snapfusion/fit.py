@@ -16,6 +16,7 @@ from typing import cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import LoggerType, broadcast
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.training_utils import EMAModel
@@ -164,6 +165,8 @@ def begin(config: FitConfig, folder: Path) -> Accelerator:
     trackers = [name for name in LoggerType.list() if name != "all"]
     if config.tracker not in (None, *trackers):
         raise ValueError(f"got tracker {config.tracker!r}, expected one of {', '.join(trackers)}")
+    # accelerate holds a process to the precision of its first training; here every training names its own.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=config.precision,
         gradient_accumulation_steps=config.accumulate,
