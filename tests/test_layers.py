@@ -19,6 +19,7 @@ SRC = ROOT / "src"
 ROWS = (
     {"__main__"},
     {"cli"},
+    {"commands"},
     {"recipes"},
     {"plan"},
     {"compress"},
@@ -35,6 +36,7 @@ ROWS = (
 DRAWING = (
     "snapfusion",
     "cli",
+    "commands",
     "generate_command",
     "generate",
     "info",

@@ -10,6 +10,7 @@ MAY_REACH_B = (
     "snapfusion.compress",
     "snapfusion.plan",
     "snapfusion.recipes",
+    "snapfusion.commands",
     "snapfusion.cli",
     "snapfusion.__main__",
 )
