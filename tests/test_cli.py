@@ -6,13 +6,13 @@ import sys
 import pytest
 
 import snapfusion
-from snapfusion import cli
+from snapfusion import cli, commands
 
 
 def test_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert len(listed) == len(cli.COMMANDS)
+    assert len(listed) == len(commands.COMMANDS)
     assert "snapfusion generate         Draw pictures from a prompt." in listed
 
 
@@ -47,19 +47,19 @@ def test_words_that_name_no_command_are_one_line(
 
 
 def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def loader() -> cli.Command:
+    def loader() -> commands.Command:
         import a_library_that_nobody_has  # pyright: ignore[reportMissingImports]
 
         return a_library_that_nobody_has.run
 
-    monkeypatch.setitem(cli.COMMANDS, "train moon", loader)
+    monkeypatch.setitem(commands.COMMANDS, "train moon", loader)
     assert cli.main(["train", "moon", "--out", "x"]) == 2
     expected = "needs a_library_that_nobody_has, which is not installed: pip install 'snapfusion[compress]'"
     assert capsys.readouterr().err == f"snapfusion: {expected}\n"
 
 
 def test_a_group_of_commands_lists_its_own(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cli.COMMANDS, "moon land", cli.generate)
+    monkeypatch.setitem(commands.COMMANDS, "moon land", commands.generate)
     assert cli.main(["moon", "--help"]) == 0
     assert capsys.readouterr().out.splitlines() == ["snapfusion moon land        Draw pictures from a prompt."]
     assert cli.main(["moon"]) == 2
@@ -67,13 +67,13 @@ def test_a_group_of_commands_lists_its_own(capsys: pytest.CaptureFixture[str], m
 
 
 def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def loader() -> cli.Command:
+    def loader() -> commands.Command:
         def command() -> None:
             raise AssertionError("shapes")
 
         return command
 
-    monkeypatch.setitem(cli.COMMANDS, "break", loader)
+    monkeypatch.setitem(commands.COMMANDS, "break", loader)
     with pytest.raises(AssertionError, match="shapes"):
         cli.main(["break"])
 
