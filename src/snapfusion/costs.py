@@ -10,10 +10,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from snapfusion.checkpoint import Checkpoint
+from snapfusion.model.operations import operations_of
 
 HALF = 2  # bytes
 
@@ -73,11 +72,8 @@ def costs_of(checkpoint: Checkpoint) -> Costs:
 
 def cost_of(network: nn.Module, call: Callable[[], object]) -> Cost:
     """What `call`, which runs `network` on one row, costs."""
-    # torch counts attention only where it is written out in matrix products.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        call()
     parameters = sum(weight.numel() for weight in network.parameters())
-    return Cost(counter.get_total_flops(), activations_of(network, call), parameters)
+    return Cost(operations_of(call), activations_of(network, call), parameters)
 
 
 def activations_of(network: nn.Module, call: Callable[[], object]) -> int:

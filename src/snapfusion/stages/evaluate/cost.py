@@ -9,12 +9,11 @@ from typing import Any
 
 import openvino as ov
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from snapfusion.bundle import Part
 from snapfusion.checkpoint import Checkpoint
 from snapfusion.generate import OpenBundle
+from snapfusion.model.operations import operations_of
 from snapfusion.runtimes.openvino import CORE, FILES
 from snapfusion.sampling import decode, embed, latent_shape
 
@@ -125,10 +124,8 @@ def _count(weights: Iterable[torch.Tensor]) -> int:
 
 @torch.inference_mode()
 def _run(network: Callable[[], object]) -> int:
-    """Multiply-accumulates of a call. torch counts attention only where it is written out in matrix products."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        network()
-    return counter.get_total_flops() // 2
+    """Multiply-accumulates of a call."""
+    return operations_of(network) // 2
 
 
 def _stored(folder: Path, prefixes: tuple[str, ...] = ("",)) -> int:

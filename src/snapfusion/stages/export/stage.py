@@ -147,7 +147,8 @@ def _convert(
 ) -> None:
     """Write the networks, their config.json (`configs` are the folders that have them), tokenizer and scheduler."""
     for part, example in _examples(loaded).items():
-        with warnings.catch_warnings(action="ignore"):  # tracing takes sizes for fixed, which here they are
+        # Tracing takes sizes for fixed, which here they are; gradients would take four times the memory.
+        with warnings.catch_warnings(action="ignore"), torch.no_grad():
             openvino.export(parts[part], example, OUTPUTS[part], out / part, getattr(config, part))
     for part, folder in configs.items():
         fields = read_json(folder / "config.json")

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+
+from snapfusion.model.operations import operations_of
 
 ROWS = 2  # of an example: so that no batch of one is taken for a fixed size
 STD = 0.02  # of random weights: small enough that no activation overflows
@@ -34,11 +35,9 @@ class Sketch:
     def macs(self) -> int:
         """Multiply-accumulates for one row: convolutions, linear layers and the two products of attention."""
         # Fake tensors say of themselves that they have no values, which keeps transformers from looking at a mask's.
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake, FlopCounterMode(display=False) as counter:
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
             row = {name: fake.from_tensor(value[:1]) for name, value in self.example.items()}
-            with torch.no_grad():
-                self.module(**row)
-        return counter.get_total_flops() // 2
+            return operations_of(lambda: self.module(**row)) // 2
 
     def filled(self) -> nn.Module:
         """A copy with random weights, in evaluation mode; buffers, which hold indices, are zero."""
