@@ -31,10 +31,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from snapfusion.json_file import read_json
 from snapfusion.model.decoder import PatchAutoencoderKL
+from snapfusion.model.parts import Decoder
 from snapfusion.runtimes import openvino
 from snapfusion.stages.distill_decoder.students import half, tiny
 from snapfusion.stages.evaluate.evaluation import Evaluation, read
-from snapfusion.stages.export.modules import Decoder
 from snapfusion.stages.train.autoencoder import sticker_autoencoder
 
 BAR = 3.2  # the paper's, asked of Stable Diffusion's size

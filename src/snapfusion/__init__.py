@@ -4,7 +4,11 @@ draw = snapfusion.open_bundle()
 images = draw("a red fox, 3D render", seed=1)
 """
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any, cast
+
+# OpenVINO and NNCF tell Google Analytics of every import and conversion, unless there is no such package.
+sys.modules.setdefault("openvino_telemetry", cast(Any, None))
 
 if TYPE_CHECKING:
     from snapfusion.generate import open_bundle

@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from snapfusion.checkpoint import Checkpoint
 from snapfusion.model.architecture import Architecture
 from snapfusion.model.decoder import PatchAutoencoderKL
+from snapfusion.model.parts import Decoder, Unet
 from snapfusion.model.text import TextEncoder
 from snapfusion.model.unet import ElasticUNet
 from snapfusion.stages.profile.sketch import Sketch, blank
@@ -35,7 +36,7 @@ class Networks:
         return {
             "text_encoder": Sketch(self.text_encoder, {"input_ids": tokens}),
             "unet": unet_sketch(self.unet, self.length),
-            "vae_decoder": Sketch(Decoder(self.vae), {"latent": latent}),
+            "vae_decoder": Sketch(Decoder(self.vae), {"latent_sample": latent}),
         }
 
     @classmethod
@@ -63,37 +64,13 @@ class Networks:
             return cls(TextEncoder(CLIPTextModel(clip)), ElasticUNet(Architecture.sd15()), vae, length=77)
 
 
-class Unet(nn.Module):
-    """`sample` `[B, C, h, w]`, `timestep` `[1]`, `embedding` `[B, L, D]` to the prediction, as `sample`."""
-
-    def __init__(self, unet: ElasticUNet) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, sample: Tensor, timestep: Tensor, embedding: Tensor) -> Tensor:
-        return self.unet(sample, timestep, embedding, return_dict=False)[0]
-
-
-class Decoder(nn.Module):
-    """`latent` `[B, C, h, w]` to the image `[B, 3, H, W]`. It takes the encoder out of `vae`, where it would count."""
-
-    def __init__(self, vae: PatchAutoencoderKL) -> None:
-        super().__init__()
-        self.vae = vae
-        for name in ("encoder", "quant_conv"):
-            setattr(vae, name, None)
-
-    def forward(self, latent: Tensor) -> Tensor:
-        return self.vae.decode(latent, return_dict=False)[0]
-
-
 def unet_sketch(unet: ElasticUNet, length: int) -> Sketch:
     """A whole UNet, weightless."""
     side = unet.config["sample_size"]
     example: Mapping[str, Tensor] = {
         "sample": blank(unet.config["in_channels"], side, side),
         "timestep": torch.empty(1, device="meta"),
-        "embedding": blank(length, unet.config["cross_attention_dim"]),
+        "encoder_hidden_states": blank(length, unet.config["cross_attention_dim"]),
     }
     return Sketch(Unet(unet), example)
 
