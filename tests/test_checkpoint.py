@@ -154,6 +154,22 @@ def test_a_lone_fp16_file_loads(folder: Path) -> None:
     load_checkpoint(folder)
 
 
+def test_shards_of_a_variant_load(folder: Path) -> None:
+    weights = {name: weight.half() for name, weight in load_file(folder / UNET).items()}
+    (folder / UNET).unlink()
+    name = "diffusion_pytorch_model.fp16-00001-of-00001.safetensors"  # as diffusers names them
+    save_file(weights, folder / "unet" / name)
+    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, name)}))
+    loaded = load_checkpoint(folder).unet.state_dict()
+    assert all(torch.equal(loaded[key], weights[key].float()) for key in weights)
+
+
+def test_full_precision_comes_first(folder: Path) -> None:
+    save_file({"conv_in.bias": torch.zeros(1)}, folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    load_checkpoint(folder)
+
+
 def test_nothing_that_a_config_asks_for_is_run(folder: Path, edit_json: Callable[..., None]) -> None:
     asked = {"auto_map": {"AutoModel": "evil.Model"}, "attn_implementation": "evil/kernels", "dtype": "float16"}
     edit_json(folder / "text_encoder" / "config.json", **asked, quantization_config={"quant_method": "evil"})
@@ -250,7 +266,7 @@ def test_parts_must_fit_together(folder: Path) -> None:
 
 
 def test_a_single_file_is_no_checkpoint(folder: Path) -> None:
-    with pytest.raises(ValueError, match="got a file, expected a folder in diffusers' layout"):
+    with pytest.raises(ValueError, match="got a file, expected a folder in diffusers' layout; make one"):
         load_checkpoint(folder / UNET)
 
 

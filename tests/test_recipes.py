@@ -75,7 +75,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--recipe", "stickers"], "got no checkpoint, expected a folder in diffusers' layout for --recipe stickers"),
+        (["--recipe", "stickers"], "got no checkpoint, expected a folder in diffusers' layout or a single file for --recipe stickers"),
         (["nowhere", "--recipe", "tiny"], "expected none: --recipe tiny makes its own"),
         (["--recipe", "tiny", "--dry-run", "--utilisation", "2"], "got utilisation 2.0, expected a share"),
         (["--recipe", "large"], "large"),

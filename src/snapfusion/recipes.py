@@ -1,6 +1,7 @@
 """Whole runs as values: what `snapfusion compress --recipe NAME` does, and how."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -8,11 +9,12 @@ from typing import Literal
 import transformers
 
 from snapfusion import tiny as tiny_inputs
-from snapfusion.checkpoint import load_checkpoint
 from snapfusion.compress import Inputs, Recipe, Result, compress
+from snapfusion.convert import as_folder, load
 from snapfusion.costs import costs_of, matrix_speed
 from snapfusion.data.pairs import load_index
 from snapfusion.data.stickers import build
+from snapfusion.lora import Lora
 from snapfusion.plan import describe, rows_of
 from snapfusion.progress import log_to_terminal
 from snapfusion.stages.distill_decoder import stage as distill_decoder
@@ -80,18 +82,24 @@ def tiny() -> Recipe:
 
 
 STICKERS = 10_368  # pictures of the set that is built where none is named
-NO_CHECKPOINT = "got no checkpoint, expected a folder in diffusers' layout for --recipe {}"
+NO_CHECKPOINT = "got no checkpoint, expected a folder in diffusers' layout or a single file for --recipe {}"
 RECIPES = {"stickers": stickers, "sd15": sd15, "tiny": tiny}
 
 
 def start(
-    name: Name, checkpoint: Path | None, data: Path | None, table: Path | None, out: Path, max_seconds: float = math.inf
+    name: Name,
+    checkpoint: Path | None,
+    data: Path | None,
+    table: Path | None,
+    out: Path,
+    max_seconds: float = math.inf,
+    loras: Sequence[Lora] = (),
 ) -> Result:
     """Run a recipe in folder `out`, on what it makes or fetches itself where nothing is named; see `compress`."""
     log_to_terminal()
     transformers.logging.set_verbosity_error()  # its remarks are about what nobody here chose
     transformers.logging.disable_progress_bar()
-    return compress(RECIPES[name](), inputs_of(name, checkpoint, data, table, out), out, max_seconds)
+    return compress(RECIPES[name](), inputs_of(name, checkpoint, data, table, out, loras), out, max_seconds)
 
 
 def dry_run(
@@ -110,7 +118,7 @@ def dry_run(
     elif checkpoint is None:
         raise ValueError(NO_CHECKPOINT.format(name))
     else:
-        loaded, pictures = load_checkpoint(checkpoint), STICKERS if data is None else len(load_index(data))
+        loaded, pictures = load(checkpoint)[0], STICKERS if data is None else len(load_index(data))
     recipe = RECIPES[name]()
     if loaded.schedule.prediction_type != "epsilon":
         recipe = replace(recipe, velocity=None)  # as `compress` skips it
@@ -118,15 +126,23 @@ def dry_run(
     return describe(rows_of(recipe, costs_of(loaded), pictures), speed, utilisation)
 
 
-def inputs_of(name: Name, checkpoint: Path | None, data: Path | None, table: Path | None, out: Path) -> Inputs:
+def inputs_of(
+    name: Name,
+    checkpoint: Path | None,
+    data: Path | None,
+    table: Path | None,
+    out: Path,
+    loras: Sequence[Lora] = (),
+) -> Inputs:
     """What a recipe reads. Raises `ValueError` where it needs a checkpoint, or brings its own."""
     if name == "tiny":
-        if checkpoint is not None or data is not None:
-            raise ValueError("got a checkpoint or --data, expected none: --recipe tiny makes its own")
+        if checkpoint is not None or data is not None or loras:
+            raise ValueError("got a checkpoint, --data or --lora, expected none: --recipe tiny makes its own")
         made = tiny_inputs.make(tiny_inputs.Config(), out / "tiny")
         return Inputs(made.checkpoint, made.data, table or made.table, made.weights)
     if checkpoint is None:
         raise ValueError(NO_CHECKPOINT.format(name))
+    checkpoint = as_folder(checkpoint, loras, out / "checkpoint")
     if data is None:
         data = build(out / "data", cache=out / "packages")
     return Inputs(checkpoint, data, table)

@@ -44,20 +44,26 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
     Reads `tokenizer.json`, or CLIP's older pair `vocab.json` + `merges.txt`. Raises `ValueError` for anything else.
     """
     config = read_json(folder / "tokenizer_config.json")
+    if (folder / "special_tokens_map.json").is_file() and "added_tokens_decoder" not in config:
+        # What transformers goes by where both are there: Stable Diffusion v2 pads with "!", and says so here alone.
+        config |= read_json(folder / "special_tokens_map.json")
     if (folder / "tokenizer.json").is_file():
         tokenizer = _read_tokenizer_json(folder / "tokenizer.json")
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         tokenizer = _read_clip(folder)
     else:
         raise ValueError(f"{folder}: got no tokenizer, expected tokenizer.json, or vocab.json and merges.txt")
+    return tokenizer, prepare(tokenizer, config, folder / "tokenizer_config.json")
+
+
+def prepare(tokenizer: Tokenizer, config: Mapping[str, Any], source: Path) -> int:
+    """Let `tokenizer` pad as tokenizer_config.json says; returns the number of tokens that its text encoder takes."""
     length = config.get("model_max_length")
     if not isinstance(length, int) or not 3 <= length <= LONGEST:
-        raise ValueError(
-            f"{folder}/tokenizer_config.json: got model_max_length {length!r}, expected 3 to {LONGEST} tokens"
-        )
+        raise ValueError(f"{source}: got model_max_length {length!r}, expected 3 to {LONGEST} tokens")
     pad_token = config.get("pad_token") or (tokenizer.padding or {}).get("pad_token") or CLIP_END
     set_pad_token(tokenizer, pad_token["content"] if isinstance(pad_token, dict) else pad_token)
-    return tokenizer, length
+    return length
 
 
 def set_pad_token(tokenizer: Tokenizer, pad_token: str) -> None:
@@ -78,14 +84,18 @@ def write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer.model.save(str(folder))  # vocab.txt, or vocab.json + merges.txt: what transformers 4 reads
+    write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer, length))
+
+
+def tokenizer_config(tokenizer: Tokenizer, length: int) -> dict[str, Any]:
+    """What tokenizer_config.json says."""
     padding = tokenizer.padding
     assert padding is not None
-    config = {
+    return {
         "tokenizer_class": tokenizer_class(tokenizer),
         "model_max_length": length,
         "pad_token": padding["pad_token"],
     }
-    write_json(folder / "tokenizer_config.json", config)
 
 
 def tokenizer_class(tokenizer: Tokenizer) -> str:
@@ -122,17 +132,31 @@ def clip_tokenizer(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) 
     return tokenizer
 
 
+def clip_vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """The vocabulary that CLIP makes of its merges: bytes, bytes that end a word, what each merge joins, both ends."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    joined = ("".join(pair) for pair in merges)
+    tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *joined, CLIP_START, CLIP_END]
+    return {token: number for number, token in enumerate(tokens)}
+
+
+def read_merges(file: Path) -> list[tuple[str, str]]:
+    """CLIP's merges.txt: a comment, then two tokens on every line."""
+    lines = file.read_text(encoding="utf-8").split("\n")
+    merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in merges):
+        raise ValueError(f"{file}: expected two tokens on every line")
+    return cast("list[tuple[str, str]]", merges)
+
+
 def _read_clip(folder: Path) -> Tokenizer:
     vocab = read_json(folder / "vocab.json")
     for token in (CLIP_START, CLIP_END):
         if token not in vocab:
             raise ValueError(f"{folder}/vocab.json: got no token {token}, expected CLIP's vocabulary")
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
-    if any(len(pair) != 2 for pair in merges):
-        raise ValueError(f"{folder}/merges.txt: expected two tokens on every line")
+    merges = read_merges(folder / "merges.txt")
     try:
-        return clip_tokenizer(vocab, cast("list[tuple[str, str]]", merges))
+        return clip_tokenizer(vocab, merges)
     except Exception as error:  # tokenizers raises nothing narrower
         raise ValueError(
             f"{folder}: got merges.txt of another vocabulary ({error}), expected that of vocab.json"
