@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snapfusion.bundle import MANIFEST, Defaults, read_bundle, seal_bundle
+from snapfusion.bundle import MANIFEST, PARTS, Defaults, read_bundle, seal_bundle
 
 MODEL, WEIGHTS = "unet/openvino_model.xml", "unet/openvino_model.bin"
 
@@ -98,9 +98,11 @@ def test_no_bundle_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format": 2}, "got bundle format 2, expected 1; update snapfusion"),
-        ({"format": None}, "got bundle format None, expected 1"),
-        ({"runtime": "abacus"}, "got runtime 'abacus', expected openvino"),
+        ({"format": 3}, "got bundle format 3, expected 1 to 2; update snapfusion"),
+        ({"format": None}, "got bundle format None, expected 1 to 2"),
+        ({"runtimes": {"abacus": {}}}, "got runtime abacus, expected some of openvino, onnx, executorch, torch; update snapfusion"),
+        ({"runtimes": {}}, "got runtime none, expected some of openvino"),
+        ({"runtimes": {"openvino": {}, "onnx": {}}}, "text_encoder/model.onnx is missing"),
         ({"defaults": {"speed": 3}}, "no bundle's manifest"),
         ({"files": ["unet/config.json"]}, "no list of files"),
     ],
@@ -226,5 +228,14 @@ def test_a_network_that_does_not_parse_is_refused(folder: Path) -> None:
 
 
 def test_an_unknown_runtime_is_refused(tiny_bundle: Path) -> None:
-    with pytest.raises(ValueError, match="got runtime 'abacus', expected openvino"):
+    with pytest.raises(ValueError, match="got runtime 'abacus', expected one of openvino, onnx, executorch, torch"):
         read_bundle(tiny_bundle, "abacus")
+
+
+def test_a_bundle_of_the_first_format_still_opens(folder: Path) -> None:
+    new = json.loads((folder / MANIFEST).read_text())
+    weights = new.pop("runtimes")["openvino"]
+    (folder / MANIFEST).write_text(json.dumps({**new, "format": 1, "runtime": "openvino", "weights": weights}))
+    bundle = read_bundle(folder)
+    assert bundle.manifest.runtimes == {"openvino": dict.fromkeys(PARTS, "int8")}
+    assert bundle.runtime == "openvino"

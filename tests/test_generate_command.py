@@ -121,7 +121,7 @@ def test_a_long_prompt_draws_and_says_what_was_cut(
         (["fox", "--size", "512"], "got size 512, expected 64"),
         (["fox", "--threads", "0"], "got 0 threads, expected at least 1"),
         (["fox", "--scheduler", "lcm"], "got scheduler 'lcm', expected ddim, dpm++, euler"),
-        (["fox", "--runtime", "abacus"], "got runtime 'abacus', expected openvino"),
+        (["fox", "--runtime", "abacus"], "got runtime 'abacus', expected one of openvino"),
         (["fox", "--out", "."], "got --out ., which is a folder"),
         (["fox", "--out", "nowhere/fox.png"], "expected a folder that exists; make nowhere first"),
         (["fox", "--out", "fox.jpg"], "expected a name that ends in .png"),

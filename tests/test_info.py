@@ -22,8 +22,10 @@ def test_people_get_aligned_text(tiny_bundle: Path, capsys: pytest.CaptureFixtur
     assert {line.rindex(" MB") for line in parts} == {len(parts[0]) - 3}  # one under the other
     total = sum(file.stat().st_size for file in tiny_bundle.rglob("*") if file.is_file())
     assert parts[-1].split() == ["all", "files", f"{total / 1e6:.1f}", "MB"]
-    parity = read_bundle(tiny_bundle).manifest.figures["parity"]
-    assert ["parity", "unet", "psnr_db", f"{parity['unet']['psnr_db']:g}"] in [line.split() for line in figures]
+    parity = read_bundle(tiny_bundle).manifest.figures["parity"]["openvino"]
+    assert ["parity", "openvino", "unet", "psnr_db", f"{parity['unet']['psnr_db']:g}"] in [
+        line.split() for line in figures
+    ]
 
 
 def test_programs_get_json(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

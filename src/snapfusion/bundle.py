@@ -1,4 +1,5 @@
-"""The bundle: what ships. A folder in diffusers' layout whose networks are a runtime's files, sealed by manifest.json.
+"""The bundle: what ships. A folder in diffusers' layout whose networks are files of one or more runtimes, sealed by
+manifest.json.
 
     model_index.json   tokenizer/   scheduler/   text_encoder/   unet/   vae_decoder/   manifest.json
 
@@ -9,11 +10,10 @@ file more, none less, none changed, none outside the folder, and none of a kind 
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,10 @@ from tokenizers import Tokenizer
 from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.diffusion.schedule import Schedule
 from snapfusion.json_file import read_json, write_json
+from snapfusion.runtimes.choice import PARTS, RUNTIMES, Part, Runtime, choose, load
 from snapfusion.tokens import read_tokenizer
 
-Part = Literal["text_encoder", "unet", "vae_decoder"]
-Runtime = Literal["openvino"]
-
-PARTS: tuple[Part, ...] = get_args(Part)
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 EMBEDDED = Path(__file__).parent / "bundles" / "stickers"
 NEEDED = (
@@ -38,11 +35,10 @@ NEEDED = (
     "tokenizer/tokenizer_config.json",
     "unet/config.json",
     "vae_decoder/config.json",
-    *(f"{part}/openvino_model.{end}" for part in PARTS for end in ("xml", "bin")),
 )
 # Names of plain data: no way up, no way out, nothing that some program would run.
 PLAIN_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
-PLAIN_FILE = re.compile(r"[^/]+\.(json|txt)|openvino_\w+\.(xml|bin)|LICENSE|NOTICE")
+PLAIN_FILE = re.compile(r"[^/]+\.(json|txt|safetensors)|openvino_\w+\.(xml|bin)|model\.(onnx(_data)?|pte)|LICENSE|NOTICE")
 
 
 class Network(Protocol):
@@ -78,12 +74,11 @@ class Manifest:
     snapfusion: str
     """The version that wrote it."""
     defaults: Defaults
-    runtime: Runtime = "openvino"
-    weights: Mapping[str, str] = field(default_factory=dict)
-    """For every part, how its weights are stored."""
+    runtimes: Mapping[Runtime, Mapping[str, str]] = field(default_factory=dict)
+    """Those that it holds files of, with how each part's weights are stored in them."""
     licences: Mapping[str, str] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """What was measured: parity with torch, and more once evaluated."""
+    """What was measured: parity with torch by runtime, and more once evaluated."""
     source: Mapping[str, Any] = field(default_factory=dict)
     """Hash of the checkpoint, and the export's settings."""
 
@@ -96,6 +91,8 @@ class Bundle:
     hash: str
     """SHA-256 of manifest.json, which stands for every file."""
     manifest: Manifest
+    runtime: Runtime
+    """What draws."""
     tokenizer: Tokenizer
     length: int
     """Tokens of a prompt."""
@@ -108,13 +105,14 @@ class Bundle:
 
     def open(self, part: Part, batch: int, threads: int | None = None) -> Network:
         """Bring one network into memory, made ready for `batch` rows."""
-        return _runtime(self.manifest.runtime).open(self.folder / part, batch, threads)
+        return load(self.runtime).open(self.folder / part, batch, threads)
 
 
 def read_bundle(folder: Path | None = None, runtime: str | None = None) -> Bundle:
     """Check the bundle in `folder` (None: the embedded one) and read all but its networks.
 
-    `runtime` None takes the bundle's own. Raises `ValueError` where the bundle is not what was sealed.
+    `runtime` None takes the best that is installed, of those that the bundle holds files of. Raises `ValueError` where
+    there is none, or where the bundle is not what was sealed.
     """
     if folder is None and not EMBEDDED.is_dir():
         raise ValueError("got no bundle, and this installation embeds none; name a bundle's folder")
@@ -122,27 +120,29 @@ def read_bundle(folder: Path | None = None, runtime: str | None = None) -> Bundl
     if not folder.is_dir():
         raise ValueError(f"got bundle {folder}, expected a folder with a {MANIFEST}")
     record = read_json(folder / MANIFEST)
-    if (version := record.get("format")) != FORMAT:
+    if (version := record.get("format")) not in (1, FORMAT):
         raise ValueError(
-            f"{folder}: got bundle format {version!r}, expected {FORMAT}; update snapfusion or export again"
+            f"{folder}: got bundle format {version!r}, expected 1 to {FORMAT}; update snapfusion or export again"
         )
     manifest = _manifest(record, folder)
-    _check_runtime(runtime, manifest.runtime)
-    _check_files(folder, record.get("files"))
+    chosen = choose(manifest.runtimes, runtime)
+    _check_files(folder, record.get("files"), needed_by(manifest.runtimes))
     try:
-        return _read(folder, manifest)
+        return bundle_in(folder, manifest, chosen)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder}: got configs that do not make a bundle ({error!r}); export it again") from error
 
 
-def _read(folder: Path, manifest: Manifest) -> Bundle:
+def bundle_in(folder: Path, manifest: Manifest, runtime: Runtime) -> Bundle:
+    """What `folder` holds, unchecked, whether its networks are there yet or not: for who is still writing it."""
     tokenizer, length = read_tokenizer(folder / "tokenizer")
     unet, decoder = read_json(folder / "unet" / "config.json"), read_json(folder / "vae_decoder" / "config.json")
     size = int(unet["sample_size"])
     return Bundle(
         folder=folder,
-        hash=_fingerprint(folder / MANIFEST)["sha256"],
+        hash=_fingerprint(folder / MANIFEST)["sha256"] if (folder / MANIFEST).is_file() else "",
         manifest=manifest,
+        runtime=runtime,
         tokenizer=tokenizer,
         length=length,
         schedule=Schedule.from_config(read_json(folder / "scheduler" / "scheduler_config.json")),
@@ -158,6 +158,12 @@ def seal_bundle(folder: Path, manifest: Manifest) -> None:
     write_json(folder / MANIFEST, {"format": FORMAT, **asdict(manifest), "files": files})
 
 
+def needed_by(runtimes: Iterable[Runtime]) -> set[str]:
+    """Names of the files that a bundle for these runtimes must hold."""
+    networks = (f"{part}/{file}" for name in runtimes for part in PARTS for file in RUNTIMES[name].files[part])
+    return {*NEEDED, *networks}
+
+
 def sizes_of(bundle: Bundle) -> dict[str, int]:
     """Bytes of each folder of a bundle, and of the files that are in none as "."."""
     sizes: dict[str, int] = {}
@@ -169,23 +175,21 @@ def sizes_of(bundle: Bundle) -> dict[str, int]:
 
 def _manifest(record: Mapping[str, Any], folder: Path) -> Manifest:
     try:
+        if record["format"] == 1:  # one runtime each
+            record = {**record, "runtimes": {record["runtime"]: record["weights"]}}
         values = {entry.name: record[entry.name] for entry in fields(Manifest)}
         manifest = Manifest(**{**values, "defaults": Defaults(**values["defaults"])})
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / MANIFEST}: got no bundle's manifest ({error}); export the bundle again") from error
-    if manifest.runtime not in get_args(Runtime):
-        raise ValueError(f"{folder}: got runtime {manifest.runtime!r}, expected {_one_of(Runtime)}; update snapfusion")
+    strange = {*manifest.runtimes} - {*RUNTIMES}
+    if strange or not manifest.runtimes:
+        got = ", ".join(sorted(strange)) or "none"
+        raise ValueError(f"{folder}: got runtime {got}, expected some of {', '.join(RUNTIMES)}; update snapfusion")
     return manifest
 
 
-def _check_runtime(wanted: str | None, offered: Runtime) -> None:
-    if wanted is not None and wanted != offered:
-        known = _one_of(Runtime) if wanted not in get_args(Runtime) else f"{offered}, which this bundle is made for"
-        raise ValueError(f"got runtime {wanted!r}, expected {known}")
-
-
-def _check_files(folder: Path, listed: Any) -> None:
-    """Refuse whatever differs from the list in the manifest."""
+def _check_files(folder: Path, listed: Any, needed: set[str]) -> None:
+    """Refuse whatever differs from the list in the manifest, or lacks what is needed."""
     if not isinstance(listed, dict) or not all(isinstance(entry, dict) for entry in listed.values()):
         raise ValueError(f"{folder / MANIFEST}: got no list of files; export the bundle again")
     for name in listed:
@@ -195,7 +199,7 @@ def _check_files(folder: Path, listed: Any) -> None:
             raise ValueError(
                 f"{folder}: got file {name!r}, expected only data (JSON, text, networks); do not use this bundle"
             )
-    if missing := sorted({*NEEDED, *listed} - {*_names(folder)} | {*NEEDED} - {*listed}):
+    if missing := sorted((needed | {*listed}) - {*_names(folder)} | needed - {*listed}):
         raise ValueError(f"{folder}: {missing[0]} is missing; fetch or export the bundle again")
     if extra := sorted({*_names(folder)} - {*listed}):
         raise ValueError(f"{folder}: got {extra[0]!r}, which {MANIFEST} does not list; delete it")
@@ -218,15 +222,3 @@ def _names(folder: Path) -> list[str]:
 def _fingerprint(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-def _runtime(name: Runtime) -> ModuleType:
-    """The module that opens a runtime's files. Imported only now: engines are heavy."""
-    assert name == "openvino"
-    from snapfusion.runtimes import openvino
-
-    return openvino
-
-
-def _one_of(options: Any) -> str:
-    return ", ".join(get_args(options))

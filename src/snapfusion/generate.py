@@ -149,11 +149,12 @@ def open_bundle(
 
     Args:
         path: The bundle's folder; None for the one that is embedded.
-        runtime: "openvino"; None for the bundle's own.
+        runtime: What runs the networks, of those that the bundle holds files of: "openvino", "onnx",
+            "executorch" or "torch"; None for the best that is installed.
         threads: Of the CPU; None for all.
         low_memory: Keep one network in memory at a time. Every picture opens all three again, which takes longer.
     Raises:
-        ValueError: Where the bundle is missing, broken, or not what was sealed.
+        ValueError: Where the bundle is missing, broken, or not what was sealed, or where its runtime is not installed.
     """
     bundle = read_bundle(None if path is None else Path(path), runtime)
     return OpenBundle(bundle, open_networks(bundle, bundle.manifest.defaults.guidance != 1, threads, low_memory))

@@ -19,6 +19,7 @@ from snapfusion import generate as story
 from snapfusion.bundle import Bundle, Network, Networks, read_bundle
 from snapfusion.picture_file import check_out, stem_for, write_new, write_numbered
 from snapfusion.png import encode_png
+from snapfusion.runtimes.choice import RUNTIMES
 from snapfusion.settings import Settings, new_seed, settings_for
 
 Seconds = dict[str, float]
@@ -62,7 +63,7 @@ def generate(
     scheduler: Annotated[str | None, _default("the bundle's own", "ddim|dpm++|euler")] = None,
     size: Annotated[int | None, WHOLE, OWN] = None,
     bundle: Annotated[Path | None, _default("the embedded one", "FOLDER")] = None,
-    runtime: Annotated[str | None, _default("the bundle's own", "openvino")] = None,
+    runtime: Annotated[str | None, _default("the best installed", "|".join(RUNTIMES))] = None,
     threads: Annotated[int | None, WHOLE, _default("all cores")] = None,
     low_memory: bool = False,
     prompts: Annotated[Path | None, _default("none", "FILE")] = None,
@@ -82,7 +83,7 @@ def generate(
         scheduler: The sampler.
         size: Pixels of a side.
         bundle: A bundle's folder.
-        runtime: What runs the networks.
+        runtime: What runs the networks, of those that the bundle holds files of.
         threads: Threads of the CPU.
         low_memory: Keep one network in memory at a time; every picture opens all three again.
         prompts: A text file with a prompt on every line; each is drawn as it would be alone.

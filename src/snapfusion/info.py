@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from snapfusion.bundle import PARTS, Bundle, sizes_of
+from snapfusion.bundle import PARTS, Bundle, Manifest, sizes_of
 
 
 def record(bundle: Bundle) -> dict[str, Any]:
@@ -27,15 +27,23 @@ def describe(bundle: Bundle) -> str:
     defaults, side = manifest.defaults, bundle.image_size
     about = [
         ("bundle", f"{manifest.name}  {bundle.hash[:12]}"),
-        ("made by", f"snapfusion {manifest.snapfusion}, for {manifest.runtime}"),
+        ("made by", f"snapfusion {manifest.snapfusion}, for {', '.join(manifest.runtimes)}"),
         ("draws", f"{side}x{side}, {defaults.steps} steps of {defaults.scheduler}, guidance {defaults.guidance:g}"),
         ("reads", f"{bundle.length} tokens of a prompt"),
         *((name, text) for name, text in manifest.licences.items()),
     ]
-    parts = [(part, manifest.weights.get(part, "?"), f"{sizes[part] / 1e6:>8.1f} MB") for part in PARTS]
+    parts = [(part, _weights(manifest, part), f"{sizes[part] / 1e6:>8.1f} MB") for part in PARTS]
     total = ("all files", "", f"{sum(sizes.values()) / 1e6:>8.1f} MB")
     sections = [about, [*parts, total], list(_rows(manifest.figures))]
     return "\n\n".join(_aligned(section) for section in sections if section)
+
+
+def _weights(manifest: Manifest, part: str) -> str:
+    """How a part's weights are stored; where there are several runtimes, for each."""
+    stored = {runtime: weights.get(part, "?") for runtime, weights in manifest.runtimes.items()}
+    if len(stored) == 1:
+        return next(iter(stored.values()))
+    return ", ".join(f"{runtime} {weights}" for runtime, weights in stored.items())
 
 
 def _rows(figures: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:

@@ -1,53 +1,36 @@
 """OpenVINO computes what torch does, from a file of its own, and leaves nothing else behind."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from snapfusion.runtimes import openvino
+from snapfusion.runtimes.quantisation import Calibration
 from snapfusion.runtimes.torch import Network as TorchNetwork
-
-
-class Tiny(nn.Module):
-    """A convolution and a matrix, wide enough that int8 counts; `shift` has one value for all rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(4, 64, 3, padding=1)
-        self.linear = nn.Linear(64, 64)
-
-    def forward(self, sample: Tensor, shift: Tensor) -> Tensor:
-        return self.linear(self.conv(sample).mean((2, 3))) + shift
+from tiny_network import EXAMPLE, Tiny, inputs
 
 
 @pytest.fixture(scope="module")
 def module() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Tiny().eval()
+    return Tiny.random()
 
 
 @pytest.fixture(scope="module")
 def folders(module: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    example = {"sample": torch.zeros(2, 4, 8, 8), "shift": torch.tensor([1])}
+    right = TorchNetwork(module)
+    checks = [(inputs(rows), right(**inputs(rows))) for rows in (1, 4)]
+    calibration = Calibration([inputs(rows) for rows in (2, 3)], checks, floor_db=20.0)
     folders: dict[str, Path] = {}
-    for weights in ("fp16", "int8"):
+    for weights in ("fp16", "int8", "w8a8"):
         folders[weights] = tmp_path_factory.mktemp(weights)
-        shapes = openvino.export(module, example, "out", folders[weights], weights)
+        shapes = openvino.export(module, EXAMPLE, "out", folders[weights], weights, calibration)
         assert shapes == {"sample": [-1, 4, 8, 8], "shift": [1]}
     return folders
 
 
-def inputs(rows: int) -> dict[str, Any]:
-    sample = np.random.default_rng(rows).standard_normal((rows, 4, 8, 8), np.float32)
-    return {"sample": sample, "shift": np.array([3])}
-
-
-@pytest.mark.parametrize(("weights", "error"), [("fp16", 0.01), ("int8", 0.02)])
+@pytest.mark.parametrize(("weights", "error"), [("fp16", 0.01), ("int8", 0.02), ("w8a8", 0.05)])
 def test_any_batch_gives_what_torch_gives(
     folders: dict[str, Path], module: nn.Module, weights: str, error: float
 ) -> None:
@@ -73,6 +56,13 @@ def test_int8_halves_the_weights(folders: dict[str, Path]) -> None:
     assert sizes["fp16"] >= 2 * parameters
     assert sizes["int8"] < 2 * parameters
     assert sizes["int8"] >= parameters
+    assert parameters <= sizes["w8a8"] < 2 * parameters
+
+
+@pytest.mark.parametrize(("weights", "rounded"), [("int8", False), ("w8a8", True)])
+def test_w8a8_alone_rounds_what_meets_the_weights(folders: dict[str, Path], weights: str, rounded: bool) -> None:
+    model = openvino.CORE.read_model(folders[weights] / "openvino_model.xml")
+    assert any(node.get_type_name() == "FakeQuantize" for node in model.get_ops()) is rounded
 
 
 def test_opening_leaves_no_files(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +92,5 @@ def test_the_number_of_threads_reaches_the_engine(folders: dict[str, Path]) -> N
 
 def test_a_file_that_cannot_be_written_is_an_os_error(module: nn.Module, tmp_path: Path) -> None:
     (tmp_path / openvino.FILES[1]).mkdir()
-    example = {"sample": torch.zeros(2, 4, 8, 8), "shift": torch.tensor([1])}
     with pytest.raises(OSError, match="cannot write a network, perhaps the disk is full"):
-        openvino.export(module, example, "out", tmp_path)
+        openvino.export(module, EXAMPLE, "out", tmp_path)

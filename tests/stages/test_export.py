@@ -10,8 +10,12 @@ import pytest
 from snapfusion.bundle import read_bundle
 from snapfusion.checkpoint import hash_of
 from snapfusion.cli import main
+from snapfusion.generate import open_bundle
+from snapfusion.runtimes.choice import RUNTIMES
+from snapfusion.runtimes.quantisation import psnr
 from snapfusion.stages.export import stage
-from snapfusion.stages.export.parity import Comparison, check, psnr
+from snapfusion.stages.export.calibrate import Call, calibrations
+from snapfusion.stages.export.parity import Comparison, check
 
 CONFIG = stage.Config(name="tiny", steps=3, guidance=2.0, prompts=("a red fox", "a blue whale, flat"))
 GOOD = {part: {"psnr_db": 60.0, "relative_error": 0.001} for part in ("text_encoder", "unet", "vae_decoder")}
@@ -19,7 +23,7 @@ GOOD_PICTURES = {"median_psnr_db": 45.0, "n": 16}
 
 
 def test_the_manifest_says_how_far_each_part_is_from_torch(tiny_bundle: Path) -> None:
-    parity = read_bundle(tiny_bundle).manifest.figures["parity"]
+    parity = read_bundle(tiny_bundle).manifest.figures["parity"]["openvino"]
     assert parity["against"] == "torch float32"
     assert parity["computed_in"] in ("bf16", "f32")
     assert 28 <= parity["text_encoder"]["psnr_db"] <= 120
@@ -60,7 +64,12 @@ def test_a_bundle_too_far_from_torch_is_not_written(
     ("part", "db", "weights", "message"),
     [
         ("unet", 34.9, "fp16", "got a unet 34.9 dB from torch's, expected at least 35 dB"),
-        ("unet", 27.9, "int8", "got a unet 27.9 dB from torch's, expected at least 28 dB; store its weights as fp16"),
+        (
+            "unet",
+            27.9,
+            "int8",
+            "got a unet 27.9 dB from torch's, expected at least 28 dB; store its weights in more bits",
+        ),
         ("vae_decoder", 34.9, "fp16", "got a vae_decoder 34.9 dB"),
         ("text_encoder", 27.9, "int8", "got a text_encoder 27.9 dB"),
     ],
@@ -76,11 +85,6 @@ def test_pictures_have_their_floor() -> None:
     stored = dict.fromkeys(GOOD, "int8")
     with pytest.raises(ValueError, match=r"got pictures 29\.9 dB from torch's, expected at least 30 dB"):
         check({**GOOD, "pictures": {"median_psnr_db": 29.9, "n": 16}}, stored)
-
-
-def test_psnr_is_the_textbooks() -> None:
-    assert psnr(1.0, peak=255) == pytest.approx(48.1308036)  # one grey level off everywhere
-    assert psnr(0.0, peak=255) == 120.0
 
 
 def test_a_comparison_adds_up_over_calls() -> None:
@@ -115,7 +119,7 @@ def test_a_clip_checkpoint_becomes_a_bundle_too(
     assert "unet" in capsys.readouterr().out
     bundle = read_bundle(out)
     assert bundle.schedule.prediction_type == "epsilon"
-    assert bundle.manifest.weights == dict.fromkeys(GOOD, "fp16")
+    assert bundle.manifest.runtimes == {"openvino": dict.fromkeys(GOOD, "fp16")}
     assert json.loads((out / "model_index.json").read_text())["unet"][1] == "UNet2DConditionModel"
 
 
@@ -137,3 +141,58 @@ def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path: Path, capsys: pyte
     assert main(["export", str(tmp_path / "nowhere"), "--out", str(tmp_path / "bundle")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_bundle_can_hold_files_of_several_runtimes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Each draws the same picture, and says what it takes."""
+    config = replace(CONFIG, runtime=("openvino", "onnx", "torch"), prompts=("a red fox",), steps=2)
+    result = stage.run(config, tiny_checkpoint, tmp_path / "bundle")
+    pictures = {
+        runtime: np.asarray(open_bundle(result.bundle, runtime=runtime)("a red fox", seed=3)[0], float)
+        for runtime in ("openvino", "onnx", "torch")
+    }
+    for runtime, picture in pictures.items():
+        assert psnr(float(np.mean((picture - pictures["onnx"]) ** 2)), peak=255) >= 30
+        for part in GOOD:
+            figures = result.figures["parity"][runtime][part]
+            assert figures["bytes"] == sum(
+                (result.bundle / part / name).stat().st_size
+                for name in [*RUNTIMES[runtime].files[part], *(["model.onnx_data"] if runtime == "onnx" else [])]
+            )
+            assert figures["load_seconds"] > 0
+            assert figures["psnr_db"] >= (80 if runtime == "onnx" else 28)
+    assert open_bundle(result.bundle).bundle.runtime == "openvino"
+
+
+@pytest.mark.slow
+def test_w8a8_is_calibrated_by_what_is_drawn(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, precision="w8a8", prompts=("a red fox",), steps=2)
+    bundle = read_bundle(stage.run(config, tiny_checkpoint, tmp_path / "bundle").bundle)
+    assert bundle.manifest.runtimes == {"openvino": dict.fromkeys(GOOD, "w8a8")}
+    assert all(bundle.manifest.figures["parity"]["openvino"][part]["psnr_db"] >= 28 for part in GOOD)
+
+
+def test_a_precision_that_a_runtime_does_not_know_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got fp16 for the text_encoder in onnx, expected one of fp32, w8a8"):
+        stage.run(replace(CONFIG, runtime=("onnx",), precision="fp16"), tiny_checkpoint, tmp_path / "bundle")
+
+
+def test_a_runtime_that_is_not_installed_is_named(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "is_installed", lambda runtime: False)
+    with pytest.raises(ValueError, match=r'pip install "snapfusion\[onnx\]"'):
+        stage.run(replace(CONFIG, runtime=("onnx",)), tiny_checkpoint, tmp_path / "bundle")
+
+
+def test_samples_are_spread_over_all_steps() -> None:
+    def call(prompt: int, step: int) -> Call:
+        return {"sample": np.array([prompt, step])}, np.zeros(1, np.float32)
+
+    calls = {part: [[call(prompt, step) for step in range(40)] for prompt in range(8)] for part in GOOD}
+    found = calibrations(calls, floor_db=30.0)["unet"]
+    assert len(found.samples) == 64
+    assert {int(sample["sample"][0]) for sample in found.samples} == {0, 1, 2, 4, 5, 6}  # three of four prompts
+    assert {int(inputs["sample"][0]) for inputs, _ in found.checks} == {3, 7}  # the fourth
+    assert len({int(sample["sample"][1]) for sample in found.samples}) > 20

@@ -11,7 +11,7 @@ from torch import nn
 from snapfusion.bundle import MANIFEST, read_bundle
 from snapfusion.checkpoint import Checkpoint, hash_of, load_checkpoint
 from snapfusion.generate import OpenBundle, open_bundle
-from snapfusion.runtimes.openvino import precision
+from snapfusion.runtimes.choice import load
 from snapfusion.sampling import Sampling, decode, draw_latents, latent_shape, pixels
 
 Image = NDArray[np.uint8]  # [H, W, 3]
@@ -57,7 +57,7 @@ def open_model(folder: Path, steps: int | None = None, batch: int = 8, device: s
         opened = open_bundle(folder)
         bundle, defaults = opened.bundle, opened.bundle.manifest.defaults
         steps = steps or defaults.steps
-        engine = f"{bundle.manifest.runtime} {precision()}"
+        engine = f"{bundle.runtime} {load(bundle.runtime).precision()}"
         draw, side, scheduler = _draw_one_by_one(opened, steps), bundle.image_size, defaults.scheduler
         return Model(bundle.manifest.name, bundle.hash, engine, steps, scheduler, side, draw, folder, opened)
     checkpoint = load_checkpoint(folder)

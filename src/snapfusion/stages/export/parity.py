@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from snapfusion.bundle import PARTS, Bundle, Network, Networks
 from snapfusion.generate import generate
+from snapfusion.runtimes.quantisation import psnr
 from snapfusion.settings import Settings
 
-FLOORS_DB = {"fp16": 35.0, "int8": 28.0}
-"""For one network, by how its weights are stored; it computes in bfloat16 where the CPU can."""
+FLOORS_DB = {"fp32": 35.0, "fp16": 35.0, "bf16": 35.0, "int8": 28.0, "w8a8": 28.0}
+"""For one network, by how its weights are stored; it computes in bfloat16 where runtime and CPU can."""
 PICTURE_FLOOR_DB = 30.0
-NO_ERROR_DB = 120.0  # what equal arrays get: JSON has no infinity
 
 
 class Comparison:
@@ -49,11 +49,6 @@ class Comparison:
         return math.sqrt(self.squared_error / self.squared_sum)
 
 
-def psnr(mean_squared_error: float, peak: float) -> float:
-    """Peak signal-to-noise ratio, dB."""
-    return min(10 * math.log10(peak**2 / mean_squared_error), NO_ERROR_DB) if mean_squared_error > 0 else NO_ERROR_DB
-
-
 def measure(bundle: Bundle, networks: Networks, right: Networks, pictures: Sequence[Settings]) -> dict[str, Any]:
     """Draw `pictures` with both and return, in dB, what each network and the pictures have in common."""
     compared = [Comparison(a, b) for a, b in zip(_each(networks), _each(right), strict=True)]
@@ -74,7 +69,7 @@ def check(figures: Mapping[str, Any], weights: Mapping[str, str]) -> None:
     for part in PARTS:
         got, floor = figures[part]["psnr_db"], FLOORS_DB[weights[part]]
         if got < floor:
-            advice = "; store its weights as fp16" if weights[part] == "int8" else ""
+            advice = "; store its weights in more bits" if weights[part] in ("int8", "w8a8") else ""
             raise ValueError(f"got a {part} {got} dB from torch's, expected at least {floor:g} dB{advice}")
     if (got := figures["pictures"]["median_psnr_db"]) < PICTURE_FLOOR_DB:
         raise ValueError(f"got pictures {got} dB from torch's, expected at least {PICTURE_FLOOR_DB:g} dB")

@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import CLIPTextModel
 
 from snapfusion import __version__
-from snapfusion.bundle import MANIFEST, PARTS, Defaults, Manifest, Networks, read_bundle, seal_bundle
+from snapfusion.bundle import MANIFEST, Defaults, Manifest, Networks, bundle_in, read_bundle, seal_bundle
 from snapfusion.checkpoint import Checkpoint, hash_of, load_checkpoint, load_vae
 from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.generate import open_networks
 from snapfusion.json_file import read_json, write_json
 from snapfusion.runtimes import openvino
-from snapfusion.runtimes.torch import Network
+from snapfusion.runtimes.choice import PARTS, RUNTIMES, Part, Precision, Runtime, is_installed, load, missing
+from snapfusion.runtimes.quantisation import Calibration
+from snapfusion.runtimes.torch import Network, export_part
 from snapfusion.settings import settings_for
+from snapfusion.stages.export.calibrate import calibrations, record
+from snapfusion.stages.export.footprint import footprints
 from snapfusion.stages.export.modules import modules
 from snapfusion.stages.export.parity import check, measure
 from snapfusion.tokens import tokenize, write_tokenizer
@@ -51,12 +56,22 @@ class Config:
 
     name: str | None = None
     """What the bundle is called; by default as the checkpoint's folder."""
-    text_encoder: openvino.Weights = "int8"
-    """How the weights of the text encoder are stored."""
-    unet: openvino.Weights = "int8"
-    """How the weights of the UNet are stored."""
-    vae_decoder: openvino.Weights = "int8"
-    """How the weights of the image decoder are stored."""
+    runtime: tuple[Runtime, ...] = ("openvino",)
+    """What is to run the networks; a bundle can hold files of several."""
+    precision: Precision | None = None
+    """How weights are stored; w8a8 rounds what meets them to int8 too. By default int8 for openvino, fp32 for onnx,
+    bf16 for torch."""
+    text_encoder: Precision | None = None
+    """Of the text encoder alone."""
+    unet: Precision | None = None
+    """Of the UNet alone."""
+    vae_decoder: Precision | None = None
+    """Of the image decoder alone."""
+    w8a8_db: float = 35.0
+    """How near to torch w8a8 has to stay, dB: layers are kept in floating point, the worst first, until it does."""
+    genai: bool = False
+    """Whether to add OpenVINO's own tokenizer, so that OpenVINO GenAI's Text2ImagePipeline draws the bundle, where its
+    text encoder is CLIP's. Needs the extra genai."""
     steps: int = 50
     """Steps of the sampler."""
     guidance: float = 7.5
@@ -75,13 +90,21 @@ class Result:
     figures: Mapping[str, Any]
 
     def describe(self) -> str:
-        """The parity with torch, a line for each part."""
-        parity = self.figures["parity"]
-        parts = [f"{part:<14}{parity[part]['psnr_db']:>7.1f} dB" for part in PARTS]
-        pictures = (
-            f"{'pictures':<14}{parity['pictures']['median_psnr_db']:>7.1f} dB, median of {parity['pictures']['n']}"
-        )
-        return "\n".join([f"{self.bundle}, against {parity['against']} in {parity['computed_in']}:", *parts, pictures])
+        """The parity with torch, a line for each part of each runtime."""
+        lines = [f"{self.bundle}, against torch float32:"]
+        for runtime, parity in self.figures["parity"].items():
+            lines.append(f"{runtime} in {parity['computed_in']}")
+            lines += [f"  {part:<14}{_line(parity[part])}" for part in PARTS]
+            pictures = parity["pictures"]
+            lines.append(f"  {'pictures':<14}{pictures['median_psnr_db']:>6.1f} dB, median of {pictures['n']}")
+        return "\n".join(lines)
+
+
+def _line(figures: Mapping[str, Any]) -> str:
+    """A part's figures; not every system tells a process's peak."""
+    peak = f", at most {figures['peak_bytes'] / 1e6:.0f} MB of memory" if "peak_bytes" in figures else ""
+    size, seconds = figures["bytes"] / 1e6, figures["load_seconds"]
+    return f"{figures['psnr_db']:>6.1f} dB, {size:.1f} MB, opened in {seconds:.2f} s{peak}"
 
 
 def run(config: Config, checkpoint: Path, out: Path, decoder: Path | None = None) -> Result:
@@ -91,6 +114,7 @@ def run(config: Config, checkpoint: Path, out: Path, decoder: Path | None = None
     is left as it is. Raises `ValueError` where `out` holds anything else, or where the bundle is further from torch
     than `parity` allows: then nothing is written.
     """
+    stored: dict[Runtime, dict[str, str]] = {runtime: _precisions(config, runtime) for runtime in config.runtime}
     decoder = decoder or checkpoint
     hashes = {"checkpoint": hash_of(checkpoint)} | ({"decoder": hash_of(decoder)} if decoder != checkpoint else {})
     source = json.loads(json.dumps({**hashes, "export": asdict(config)}))
@@ -102,7 +126,7 @@ def run(config: Config, checkpoint: Path, out: Path, decoder: Path | None = None
         name=config.name or checkpoint.resolve().name,
         snapfusion=__version__,
         defaults=Defaults(config.steps, config.guidance, config.scheduler),
-        weights={part: getattr(config, part) for part in PARTS},
+        runtimes=stored,
         licences=_licences(checkpoint),
         source=source,
     )
@@ -119,43 +143,76 @@ def run(config: Config, checkpoint: Path, out: Path, decoder: Path | None = None
 def _pack(config: Config, manifest: Manifest, checkpoint: Path, decoder: Path, out: Path) -> dict[str, Any]:
     """Write the bundle, measure it, seal it; returns the figures."""
     loaded = load_checkpoint(checkpoint)
+    if config.genai and not isinstance(loaded.text_encoder.model, CLIPTextModel):
+        raise ValueError("got --genai for another text encoder than CLIP's, which OpenVINO GenAI does not know")
     if decoder != checkpoint:
         loaded = replace(loaded, vae=load_vae(decoder))
-    parts = modules(loaded)
     configs = {"text_encoder": checkpoint / "text_encoder", "unet": checkpoint / "unet", "vae_decoder": decoder / "vae"}
-    _convert(config, loaded, parts, configs, out)
+    _frame(loaded, configs, out)
     shutil.copyfile(checkpoint / "model_index.json", out / "model_index.json")
+    right = Networks(**{part: Network(module) for part, module in modules(loaded).items()})
+
+    calibration: dict[Part, Calibration] = {}
+    if any("w8a8" in stored.values() for stored in manifest.runtimes.values()):
+        bundle = bundle_in(out, manifest, config.runtime[0])
+        calibration = calibrations(record(bundle, right), config.w8a8_db)
+    for runtime, stored in manifest.runtimes.items():
+        for part in PARTS:
+            _convert(runtime, part, stored[part], loaded, calibration.get(part), out)
+    if config.genai:
+        openvino.export_tokenizer(out / "tokenizer")
     seal_bundle(out, manifest)  # to be opened and drawn with, as anybody would
 
-    bundle = read_bundle(out)
-    right = Networks(**{part: Network(module) for part, module in parts.items()})
-    pictures = [one for prompt in config.prompts for one in settings_for(bundle, prompt, seed=0)]
-    parity = measure(bundle, open_networks(bundle, config.guidance != 1), right, pictures)
-    check(parity, manifest.weights)
-
-    figures = {"parity": {"against": "torch float32", "computed_in": openvino.precision(), **parity}}
+    parity = {runtime: _measure(config, out, runtime, right) for runtime in manifest.runtimes}
+    figures = {"parity": parity}
     seal_bundle(out, replace(manifest, figures=figures))
     return figures
 
 
-def _convert(
-    config: Config,
-    loaded: Checkpoint,
-    parts: Mapping[str, torch.nn.Module],
-    configs: Mapping[str, Path],
-    out: Path,
-) -> None:
-    """Write the networks, their config.json (`configs` are the folders that have them), tokenizer and scheduler."""
-    for part, example in _examples(loaded).items():
-        # Tracing takes sizes for fixed, which here they are; gradients would take four times the memory.
-        with warnings.catch_warnings(action="ignore"), torch.no_grad():
-            openvino.export(parts[part], example, OUTPUTS[part], out / part, getattr(config, part))
+def _measure(config: Config, out: Path, runtime: Runtime, right: Networks) -> dict[str, Any]:
+    """How far one runtime's networks are from torch, and what they take. Raises `ValueError` where it is too far."""
+    bundle = read_bundle(out, runtime)
+    pictures = [one for prompt in config.prompts for one in settings_for(bundle, prompt, seed=0)]
+    parity = measure(bundle, open_networks(bundle, config.guidance != 1), right, pictures)
+    check(parity, bundle.manifest.runtimes[runtime])
+    takes = footprints(out, runtime)
+    parts = {part: {**parity[part], **takes[part]} for part in PARTS}
+    return {"against": "torch float32", "computed_in": load(runtime).precision(), **parity, **parts}
+
+
+def _precisions(config: Config, runtime: Runtime) -> dict[str, str]:
+    """How each part's weights are stored for a runtime. Raises `ValueError` where it cannot be had."""
+    if not is_installed(runtime):
+        raise ValueError(missing(runtime))
+    known = RUNTIMES[runtime].precisions
+    stored = {part: getattr(config, part) or config.precision or known[0] for part in PARTS}
+    for part, precision in stored.items():
+        if precision not in known:
+            raise ValueError(f"got {precision} for the {part} in {runtime}, expected one of {', '.join(known)}")
+    return stored
+
+
+def _frame(loaded: Checkpoint, configs: Mapping[str, Path], out: Path) -> None:
+    """Write all but the networks; `configs` are the folders that have their config.json."""
     for part, folder in configs.items():
         fields = read_json(folder / "config.json")
         fields.pop("_name_or_path", None)  # where somebody once loaded it from
         write_json(out / part / "config.json", fields)
     write_tokenizer(loaded.tokenizer, loaded.length, out / "tokenizer")
     write_json(out / "scheduler" / "scheduler_config.json", loaded.schedule.to_config())
+
+
+def _convert(
+    runtime: Runtime, part: Part, precision: str, loaded: Checkpoint, calibration: Calibration | None, out: Path
+) -> None:
+    """Write one network for one runtime."""
+    if runtime == "torch":
+        export_part(part, loaded, out, precision)
+    else:
+        network, example = modules(loaded)[part], _examples(loaded)[part]
+        # Tracing takes sizes for fixed, which here they are; gradients would take four times the memory.
+        with warnings.catch_warnings(action="ignore"), torch.no_grad():
+            load(runtime).export(network, example, OUTPUTS[part], out / part, precision, calibration)
 
 
 def _examples(checkpoint: Checkpoint) -> dict[str, dict[str, torch.Tensor]]:

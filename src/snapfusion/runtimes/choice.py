@@ -1,0 +1,100 @@
+"""Which runtimes there are, what each calls its files and needs to be installed, and which one draws a bundle.
+
+The module that knows a runtime, `snapfusion.runtimes.NAME`, has
+
+    export(module, example, output, folder, precision, ...)   a torch module to files; who calls it has torch
+    open(folder, batch, threads)                              files to a callable on arrays
+
+and is imported only when it is used: engines are heavy.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Literal, get_args
+
+Part = Literal["text_encoder", "unet", "vae_decoder"]
+Runtime = Literal["openvino", "onnx", "executorch", "torch"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "w8a8"]
+"""How weights are stored; `w8a8` alone says that what meets them is rounded too, to int8 as they are."""
+
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """A runtime, seen from outside."""
+
+    package: str
+    """What has to be there to draw."""
+    extra: str
+    """The extra of `snapfusion` that installs it; "" for none."""
+    files: Mapping[Part, tuple[str, ...]]
+    """What a part's folder must hold."""
+    precisions: tuple[Precision, ...]
+    """What it can be exported as, its own choice first."""
+
+
+# Best first, as measured on CPUs; torch goes first where it finds a GPU.
+RUNTIMES: dict[Runtime, Needs] = {
+    "openvino": Needs(
+        "openvino", "", dict.fromkeys(PARTS, ("openvino_model.xml", "openvino_model.bin")), ("int8", "fp16", "w8a8")
+    ),
+    "onnx": Needs("onnxruntime", "onnx", dict.fromkeys(PARTS, ("model.onnx",)), ("fp32", "w8a8")),
+    "executorch": Needs("executorch", "executorch", dict.fromkeys(PARTS, ("model.pte",)), ("fp32", "w8a8")),
+    "torch": Needs(
+        "torch",
+        "compress",
+        {
+            "text_encoder": ("model.safetensors",),
+            "unet": ("diffusion_pytorch_model.safetensors",),
+            "vae_decoder": ("diffusion_pytorch_model.safetensors",),
+        },
+        ("bf16", "fp32"),
+    ),
+}
+
+
+def choose(held: Iterable[Runtime], wanted: str | None = None) -> Runtime:
+    """The runtime to draw with, of those that a bundle holds files of: the one that is wanted, or the best installed.
+
+    Raises `ValueError` where the bundle does not hold it, or where it is not installed, with what would install it.
+    """
+    offered: list[Runtime] = [name for name in RUNTIMES if name in {*held}]
+    if wanted is not None and wanted not in RUNTIMES:
+        raise ValueError(f"got runtime {wanted!r}, expected one of {', '.join(RUNTIMES)}")
+    if wanted is not None and wanted not in offered:
+        raise ValueError(
+            f"got runtime {wanted!r}, expected {' or '.join(offered)}, which this bundle is made for; "
+            f"to make one for {wanted}: snapfusion export CHECKPOINT --runtime {wanted}"
+        )
+    asked: list[Runtime] = [name for name in offered if wanted in (None, name)]
+    installed: list[Runtime] = [name for name in asked if is_installed(name)]
+    if not installed:
+        raise ValueError(" or ".join(map(missing, asked)))
+    return "torch" if "torch" in installed and _finds_gpu() else installed[0]
+
+
+def is_installed(runtime: Runtime) -> bool:
+    """Whether what it needs is there; nothing is imported."""
+    return find_spec(RUNTIMES[runtime].package) is not None
+
+
+def missing(runtime: Runtime) -> str:
+    """What to say where a runtime is not installed."""
+    needs = RUNTIMES[runtime]
+    name = f"snapfusion[{needs.extra}]" if needs.extra else "snapfusion"
+    return f'{runtime} needs {needs.package}, which is not installed: pip install "{name}"'
+
+
+def load(runtime: Runtime) -> ModuleType:
+    """The module that knows a runtime."""
+    return import_module(f"snapfusion.runtimes.{runtime}")
+
+
+def _finds_gpu() -> bool:
+    import torch  # seconds: only a bundle that holds files of torch comes here
+
+    return torch.cuda.is_available()

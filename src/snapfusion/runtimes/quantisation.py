@@ -1,0 +1,89 @@
+"""int8 by NNCF's post-training quantisation, for graphs of OpenVINO and of ONNX alike."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Graph = TypeVar("Graph")
+Inputs = Mapping[str, NDArray[Any]]
+Run = Callable[[Inputs], NDArray[Any]]
+NO_ERROR_DB = 120.0  # what equal arrays get
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a network meets when it draws, and how near it has to stay to what it answers in float32."""
+
+    samples: Sequence[Inputs]
+    """Inputs; the range of every activation is what they show."""
+    checks: Sequence[tuple[Inputs, NDArray[np.float32]]]
+    """Others, with the outputs of the network in float32."""
+    floor_db: float
+    """Layers are kept in floating point, those first that hurt most, until the outputs are this near."""
+
+
+def weights_only(graph: Graph) -> Graph:
+    """Weights as int8 with a scale for every output channel; what meets them stays as it is."""
+    nncf = _nncf()
+    return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
+
+
+def weights_and_activations(graph: Graph, calibration: Calibration, opened: Callable[[Any], Run]) -> Graph:
+    """Weights and activations of convolutions and matrix products as int8 (W8A8).
+
+    `opened` makes what NNCF gives to judge, a compiled model of OpenVINO or an ONNX graph, into a function.
+
+    Where that is too far from float32, every layer's share is measured: the network with that layer alone put back to
+    floating point. Then the worst go back, one by one, until `floor_db` is met.
+    """
+    nncf = _nncf()
+    checks = [(dict(inputs), expected) for inputs, expected in calibration.checks]
+    return nncf.quantize_with_accuracy_control(
+        graph,
+        nncf.Dataset([dict(inputs) for inputs in calibration.samples]),
+        nncf.Dataset(checks, lambda check: check[0]),
+        nearness(opened, calibration.floor_db),
+        max_drop=0,
+        subset_size=len(calibration.samples),
+        model_type=nncf.ModelType.TRANSFORMER,  # what softmax needs stays out of it
+        advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+            ranking_subset_size=len(checks), num_ranking_workers=1
+        ),
+    )
+
+
+def nearness(
+    opened: Callable[[Any], Run], floor_db: float
+) -> Callable[[Any, Iterable[Any]], tuple[float, list[float]]]:
+    """The judge of a quantised network: over all checks and for each, dB, at most the floor.
+
+    So a network without a fault is no better than one that meets the floor, and no layer is put back in vain.
+    """
+
+    def judge(network: Any, checks: Iterable[Any]) -> tuple[float, list[float]]:
+        run, errors, expected = opened(network), [], []
+        for inputs, right in checks:
+            errors.append(float(np.mean((run(inputs) - right.astype(np.float64)) ** 2)))
+            expected.append(right)
+        peak = max(float(right.max()) for right in expected) - min(float(right.min()) for right in expected)
+        return min(psnr(float(np.mean(errors)), peak), floor_db), [min(psnr(error, peak), floor_db) for error in errors]
+
+    return judge
+
+
+def psnr(mean_squared_error: float, peak: float) -> float:
+    """Peak signal-to-noise ratio, dB."""
+    if mean_squared_error == 0:
+        return NO_ERROR_DB
+    return min(float(10 * np.log10(peak**2 / mean_squared_error)), NO_ERROR_DB)
+
+
+def _nncf() -> Any:
+    import nncf  # seconds of imports that only int8 needs
+
+    nncf.set_log_level(logging.ERROR)
+    return nncf

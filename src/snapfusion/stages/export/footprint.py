@@ -1,0 +1,77 @@
+"""What a network takes: bytes on disk; in a process of its own, seconds to open it and memory to run it."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snapfusion.bundle import PARTS, Bundle, Part, read_bundle
+from snapfusion.json_file import read_json
+from snapfusion.runtimes.choice import RUNTIMES, Runtime, load
+
+STATUS = Path("/proc/self/status")
+MEASURE = """
+import sys
+from pathlib import Path
+from snapfusion.stages.export.footprint import print_footprint
+print_footprint(Path(sys.argv[1]), *sys.argv[2:])
+"""
+
+
+def footprints(folder: Path, runtime: Runtime) -> dict[str, dict[str, Any]]:
+    """By part: `bytes`, `load_seconds`, and on Linux `peak_bytes`, the most memory beyond the bare process."""
+    return {part: _footprint(folder, runtime, part) for part in PARTS}
+
+
+def _footprint(folder: Path, runtime: Runtime, part: Part) -> dict[str, Any]:
+    command = [sys.executable, "-c", MEASURE, str(folder.resolve()), runtime, part]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"a process that runs the {part} failed: {done.stderr.strip()[-500:]}")
+    return {"bytes": _size(folder / part, runtime, part), **json.loads(done.stdout.splitlines()[-1])}
+
+
+def print_footprint(folder: Path, runtime: Runtime, part: Part) -> None:
+    """What the other process does: open one network, run it once as drawing does, and print the figures as JSON."""
+    bundle = read_bundle(folder, runtime)
+    rows = 1 if part == "vae_decoder" or bundle.manifest.defaults.guidance == 1 else 2
+    load(runtime)  # its import is not the network's
+    before, start = _peak(), time.perf_counter()
+    network = bundle.open(part, rows)
+    seconds = time.perf_counter() - start
+    network(**blank_inputs(bundle, part, rows))
+    figures: dict[str, float] = {"load_seconds": round(seconds, 3)}
+    if before is not None and (peak := _peak()) is not None:
+        figures["peak_bytes"] = peak - before
+    print(json.dumps(figures))
+
+
+def blank_inputs(bundle: Bundle, part: Part, rows: int) -> dict[str, NDArray[Any]]:
+    """Zeros of the shapes that a part is called with."""
+    if part == "text_encoder":
+        return {"input_ids": np.ones((rows, bundle.length), np.int64)}
+    latent = np.zeros((rows, *bundle.latent_shape), np.float32)
+    if part == "vae_decoder":
+        return {"latent_sample": latent}
+    width = read_json(bundle.folder / "unet" / "config.json")["cross_attention_dim"]
+    embedding = np.zeros((rows, bundle.length, width), np.float32)
+    return {"sample": latent, "timestep": np.array([1]), "encoder_hidden_states": embedding}
+
+
+def _size(folder: Path, runtime: Runtime, part: Part) -> int:
+    """Bytes of a runtime's files in a part's folder, those that begin with the same name included."""
+    stems = tuple(Path(name).stem for name in RUNTIMES[runtime].files[part])
+    return sum(file.stat().st_size for file in folder.iterdir() if file.name.startswith(stems))
+
+
+def _peak() -> int | None:
+    """The most memory that this process held, bytes; None where the system does not say."""
+    if not STATUS.is_file():
+        return None
+    fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return int(fields["VmHWM"].split()[0]) * 1024

@@ -1,0 +1,67 @@
+"""W8A8 stays as near to float32 as it is asked to: the layers that hurt are found and kept."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snapfusion.runtimes import openvino
+from snapfusion.runtimes.quantisation import Calibration, nearness, psnr
+from snapfusion.runtimes.torch import Network
+
+
+class Uneven(nn.Module):
+    """Two layers: what meets `harmless` is even; a thousandth of what meets `harmed` is a thousand times the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.harmless, self.harmed = nn.Conv2d(4, 32, 1), nn.Conv2d(32, 32, 1)
+
+    def forward(self, sample: Tensor) -> Tensor:
+        hidden = self.harmless(sample).relu()
+        spike = torch.zeros_like(hidden)
+        spike[..., 0, 0] = 3000.0
+        return self.harmed(hidden + spike)[..., 1:, 1:]
+
+
+@pytest.fixture(scope="module")
+def module() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Uneven().eval()
+
+
+def export(module: nn.Module, folder: Path, floor_db: float) -> list[str]:
+    """Names of the convolutions that stay in floating point."""
+    rng, right = np.random.default_rng(0), Network(module)
+    drawn = [{"sample": rng.standard_normal((2, 4, 8, 8), np.float32)} for _ in range(8)]
+    calibration = Calibration(drawn[:4], [(one, right(**one)) for one in drawn[4:]], floor_db)
+    openvino.export(module, {"sample": torch.zeros(2, 4, 8, 8)}, "out", folder, "w8a8", calibration)
+    model = openvino.CORE.read_model(folder / openvino.FILES[0])
+    layers = [node for node in model.get_ops() if node.get_type_name() == "Convolution"]
+    assert len(layers) == 2
+    return [
+        node.get_friendly_name() for node in layers if node.input_value(0).get_node().get_type_name() != "FakeQuantize"
+    ]
+
+
+@pytest.mark.slow
+def test_the_layer_that_hurts_is_kept(module: nn.Module, tmp_path: Path) -> None:
+    assert export(module, tmp_path / "any", floor_db=1.0) == []
+    (kept,) = export(module, tmp_path / "near", floor_db=28.0)
+    assert "harmed" in kept
+
+
+def test_nearness_counts_up_to_the_floor() -> None:
+    right = np.array([[0.0, 10.0]], np.float32)
+    checks = [({"error": np.float32(error)}, right) for error in (1.0, 0.1)]
+    total, each = nearness(lambda scale: lambda inputs: right + scale * inputs["error"], 30.0)(1.0, checks)
+    assert each == pytest.approx([20.0, 30.0], abs=1e-4)  # peak 10: 20 dB, and 40 dB, which is more than is asked
+    assert total == pytest.approx(10 * np.log10(100 / 0.505), abs=1e-4)
+
+
+def test_psnr_is_the_textbooks() -> None:
+    assert psnr(1.0, peak=255) == pytest.approx(48.1308036)  # one grey level off everywhere
+    assert psnr(0.0, peak=255) == 120.0
