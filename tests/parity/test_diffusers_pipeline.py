@@ -2,15 +2,21 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
+import pytest
 import torch
 
-from snapfusion.checkpoint import Checkpoint, load_checkpoint
+from snapfusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from snapfusion.diffusion.guidance import guide
 from snapfusion.diffusion.noise import randn
-from snapfusion.diffusion.sampler import sample
+from snapfusion.diffusion.sampler import Scheduler, sample
+from snapfusion.model.architecture import Architecture
+from snapfusion.stages.evaluate.cross_check import cross_check
+from snapfusion.stages.evaluate.exam import Request
 from snapfusion.tokens import tokenize
 
 PROMPT, NEGATIVE, STEPS, GUIDANCE, SEED = "a red fox, 3D render of the blue whale", "flat", 4, 7.5, 3
@@ -68,3 +74,19 @@ def test_diffusers_draws_the_same_and_saves_what_we_load(tiny_sd_checkpoint: Pat
         before, after = getattr(checkpoint, part).state_dict(), getattr(again, part).state_dict()
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", get_args(Scheduler))
+@pytest.mark.parametrize("architecture", ["sd15", "table3"])
+def test_fifty_steps_of_every_scheduler_are_those_of_diffusers(
+    tiny_sd_checkpoint: Path, tmp_path: Path, architecture: str, scheduler: Scheduler
+) -> None:
+    """Each side reads the networks' files by itself; the evolved UNet is ours in both."""
+    checkpoint = load_checkpoint(tiny_sd_checkpoint)
+    wanted = getattr(Architecture, architecture)(checkpoint.unet.architecture.widths)
+    save_checkpoint(replace(checkpoint, unet=checkpoint.unet.evolve(wanted, start="same")), tmp_path)
+    found = cross_check(tmp_path, load_checkpoint(tmp_path), [Request("fox", PROMPT, SEED)], 50, GUIDANCE, scheduler)
+    assert found is not None
+    assert found.relative_error < 1e-4
+    assert f"50 steps of {scheduler}, guidance 7.5" in found.describe()

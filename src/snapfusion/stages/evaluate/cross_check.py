@@ -1,6 +1,6 @@
 """The same latents by diffusers' own pipeline: a proof that figures are of the checkpoint and not of our sampler."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from snapfusion.checkpoint import Checkpoint
+from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.json_file import read_json
 from snapfusion.sampling import Sampling, draw_latents, latent_shape, noise_of
 from snapfusion.stages.evaluate.exam import Request
@@ -26,18 +27,25 @@ class CrossCheck:
     """|ours - theirs| / |theirs| of the worst picture."""
     passed: bool
     """Whether that is at most `TOLERANCE`."""
+    scheduler: Scheduler = "ddim"
 
     def describe(self) -> str:
         """All of it on a line."""
         verdict = "equal" if self.passed else "NOT EQUAL"
         return (
             f"diffusers' pipeline: {verdict}, latents within {self.relative_error:.1e} of ours relative, tolerance "
-            f"{TOLERANCE:g} ({self.pictures} pictures, {self.steps} steps of ddim, guidance {self.guidance:g})"
+            f"{TOLERANCE:g} ({self.pictures} pictures, {self.steps} steps of {self.scheduler}, "
+            f"guidance {self.guidance:g})"
         )
 
 
 def cross_check(
-    folder: Path, checkpoint: Checkpoint, requests: Sequence[Request], steps: int, guidance: float
+    folder: Path,
+    checkpoint: Checkpoint,
+    requests: Sequence[Request],
+    steps: int,
+    guidance: float,
+    scheduler: Scheduler = "ddim",
 ) -> CrossCheck | None:
     """Draw the latents of some requests both ways; None for a checkpoint that diffusers has no pipeline for.
 
@@ -47,18 +55,17 @@ def cross_check(
         return None
     # Seconds of imports, and warnings of what is not installed, that only this needs.
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     device = checkpoint.unet.device
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, safety_checker=None
     )
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = scheduler_of_diffusers(scheduler, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device, torch.float32)
     errors: list[float] = []
     for request in requests:
-        ours = draw_latents(checkpoint, [request.prompt], [request.seed], Sampling(steps, guidance))
+        ours = draw_latents(checkpoint, [request.prompt], [request.seed], Sampling(steps, guidance, scheduler))
         theirs: Any = cast(Any, pipeline)(
             request.prompt,
             num_inference_steps=steps,
@@ -67,4 +74,18 @@ def cross_check(
             output_type="latent",
         ).images
         errors.append(((ours - theirs).norm() / theirs.norm()).item())
-    return CrossCheck(len(requests), steps, guidance, max(errors), max(errors) <= TOLERANCE)
+    return CrossCheck(len(requests), steps, guidance, max(errors), max(errors) <= TOLERANCE, scheduler)
+
+
+def scheduler_of_diffusers(scheduler: Scheduler, config: Mapping[str, Any]) -> Any:
+    """diffusers' scheduler that takes the steps which ours of that name takes."""
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+    from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+
+    if scheduler == "ddim":
+        return DDIMScheduler.from_config(config)
+    if scheduler == "euler":
+        return EulerDiscreteScheduler.from_config(config)
+    fields = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
+    return DPMSolverMultistepScheduler.from_config(config, **fields)
