@@ -1,6 +1,6 @@
 """The same latents by diffusers' own pipeline: a proof that figures are of the checkpoint and not of our sampler."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -77,7 +77,7 @@ def cross_check(
     return CrossCheck(len(requests), steps, guidance, max(errors), max(errors) <= TOLERANCE, scheduler)
 
 
-def scheduler_of_diffusers(scheduler: Scheduler, config: Mapping[str, Any]) -> Any:
+def scheduler_of_diffusers(scheduler: Scheduler, config: dict[str, Any]) -> Any:
     """diffusers' scheduler that takes the steps which ours of that name takes."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
