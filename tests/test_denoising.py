@@ -43,6 +43,21 @@ def test_min_snr_weight_by_hand(schedule: Schedule, other: int) -> None:
     np.testing.assert_allclose(min_snr_weight(schedule, t).numpy(), expected, rtol=1e-4, atol=1e-7)
 
 
+def test_noise_levels_count_alike_unless_min_snr_is_asked_for() -> None:
+    cache = Cache(
+        latents=torch.zeros(1, 4, 8, 8).half(),
+        mirrored=torch.zeros(1, 4, 8, 8).half(),
+        captions=torch.zeros(1, 1, dtype=torch.int64),
+        embeddings=torch.zeros(1, 5, 3).half(),
+        recoloured=torch.zeros(1, dtype=torch.bool),
+    )
+    schedule = sticker_schedule()
+    plain, weighted = (draw_batch(cache, schedule, 8, 0.0, 0, 0, 0.0, gamma) for gamma in (None, 5.0))
+    assert torch.equal(plain.t, weighted.t)
+    assert torch.equal(plain.weight, torch.ones(8))
+    assert torch.equal(weighted.weight, min_snr_weight(schedule, weighted.t.numpy(), 5.0))
+
+
 def test_where_the_checkpoint_predicts_noise_the_noise_is_the_target() -> None:
     cache = Cache(
         latents=torch.zeros(1, 4, 8, 8).half(),

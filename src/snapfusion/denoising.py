@@ -1,4 +1,4 @@
-"""What a UNet is trained to do: predict v (Eq. 6), or the noise where its checkpoint does that, weighted by min-SNR."""
+"""What a UNet is trained to do: predict v (Eq. 6), or the noise where its checkpoint does that."""
 
 from dataclasses import dataclass, fields
 
@@ -19,6 +19,8 @@ class Batch:
     embedding: Tensor  # [B, L, D]
     target: Tensor  # [B, C, h, w], v or the noise
     weight: Tensor  # [B]
+    rows: Tensor  # [B] int64, places in the cache
+    mirrored: Tensor  # [B] bool
 
     def __getitem__(self, rows: slice) -> "Batch":
         """Some of its rows: a process's share."""
@@ -26,9 +28,19 @@ class Batch:
 
 
 def draw_batch(
-    cache: Cache, schedule: Schedule, batch: int, dropout: float, seed: int, step: int, recoloured: float
+    cache: Cache,
+    schedule: Schedule,
+    batch: int,
+    dropout: float,
+    seed: int,
+    step: int,
+    recoloured: float,
+    snr_gamma: float | None = None,
 ) -> Batch:
-    """The batch of one step, chosen by (seed, step) alone; a share `dropout` has the empty prompt."""
+    """The batch of one step, chosen by (seed, step) alone; a share `dropout` has the empty prompt.
+
+    With `snr_gamma` the noise levels are weighted by min-SNR; else all alike, as the paper writes its losses.
+    """
     drawn = draw_examples(cache, batch, seed, step, dropout, recoloured)
     device, t = cache.latents.device, (drawn.place * schedule.num_train_timesteps).astype(np.int64)
     levels = (torch.from_numpy(level[t]).float().to(device) for level in (schedule.alphas, schedule.sigmas))
@@ -40,7 +52,11 @@ def draw_batch(
         target=velocity(drawn.x, drawn.noise, alpha, sigma)
         if schedule.prediction_type == "v_prediction"
         else drawn.noise,
-        weight=min_snr_weight(schedule, t).to(device),
+        weight=torch.ones(batch, device=device)
+        if snr_gamma is None
+        else min_snr_weight(schedule, t, snr_gamma).to(device),
+        rows=drawn.rows,
+        mirrored=drawn.mirrored,
     )
 
 
