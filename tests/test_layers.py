@@ -176,9 +176,9 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
     assert undeclared == []
 
 
-def light_distributions() -> Iterator[metadata.Distribution]:
-    """SnapFusion and all that installing it without extras brings."""
-    wanted, seen = ["snapfusion"], set[str]()
+def light_distributions(*roots: str) -> Iterator[metadata.Distribution]:
+    """SnapFusion and all that installing it without extras brings; and what else is named."""
+    wanted, seen = ["snapfusion", *roots], set[str]()
     while wanted:
         name = distribution(wanted.pop())
         if name in seen:
@@ -195,8 +195,11 @@ def light_distributions() -> Iterator[metadata.Distribution]:
 @pytest.fixture(scope="module")
 def light_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment variables under which `python -S` finds the light install and nothing else."""
-    folder = tmp_path_factory.mktemp("light")
-    for found in light_distributions():
+    return environment_of(tmp_path_factory.mktemp("light"))
+
+
+def environment_of(folder: Path, *roots: str) -> dict[str, str]:
+    for found in light_distributions(*roots):
         for name in {file.parts[0] for file in found.files or []} - {"..", "__pycache__"}:
             (folder / name).symlink_to(Path(str(found.locate_file(name))))
     (folder / "snapfusion").symlink_to(SRC / "snapfusion")
@@ -220,6 +223,13 @@ def test_drawing_modules_import_without_what_trains(light_environment: dict[str,
     load = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
     result = run(light_environment, load, *wanted, *inside, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+def test_onnx_runtime_draws_without_what_trains(tmp_path: Path) -> None:
+    (tmp_path / "light").mkdir()
+    environment = environment_of(tmp_path / "light", "onnxruntime")
+    result = run(environment, "import snapfusion.runtimes.onnx, sys; print('torch' in sys.modules)", cwd=tmp_path)
+    assert result.stdout.strip() == "False", result.stderr
 
 
 def test_open_bundle_draws_without_what_trains(light_environment: dict[str, str], tmp_path: Path) -> None:

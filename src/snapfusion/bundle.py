@@ -38,7 +38,10 @@ NEEDED = (
 )
 # Names of plain data: no way up, no way out, nothing that some program would run.
 PLAIN_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
-PLAIN_FILE = re.compile(r"[^/]+\.(json|txt|safetensors)|openvino_\w+\.(xml|bin)|model\.(onnx(_data)?|pte)|LICENSE|NOTICE")
+PLAIN_FILE = re.compile(
+    r"[^/]+\.(json|txt|safetensors)|openvino_\w+\.(xml|bin)|model\.(onnx(_data)?|pte|mlmodel)|[\w-]*weight\.bin|"
+    r"LICENSE|NOTICE"
+)
 
 
 class Network(Protocol):
@@ -91,8 +94,8 @@ class Bundle:
     hash: str
     """SHA-256 of manifest.json, which stands for every file."""
     manifest: Manifest
-    runtime: Runtime
-    """What draws."""
+    wanted: Runtime | None
+    """What is to draw; None for the best that is installed."""
     tokenizer: Tokenizer
     length: int
     """Tokens of a prompt."""
@@ -103,6 +106,11 @@ class Bundle:
     """Pixels of a side."""
     scaling_factor: float
 
+    @property
+    def runtime(self) -> Runtime:
+        """What draws. Raises `ValueError` where none of what the bundle holds files of is installed."""
+        return choose(self.manifest.runtimes, self.wanted)
+
     def open(self, part: Part, batch: int, threads: int | None = None) -> Network:
         """Bring one network into memory, made ready for `batch` rows."""
         return load(self.runtime).open(self.folder / part, batch, threads)
@@ -112,7 +120,7 @@ def read_bundle(folder: Path | None = None, runtime: str | None = None) -> Bundl
     """Check the bundle in `folder` (None: the embedded one) and read all but its networks.
 
     `runtime` None takes the best that is installed, of those that the bundle holds files of. Raises `ValueError` where
-    there is none, or where the bundle is not what was sealed.
+    one is asked for that cannot be had, or where the bundle is not what was sealed.
     """
     if folder is None and not EMBEDDED.is_dir():
         raise ValueError("got no bundle, and this installation embeds none; name a bundle's folder")
@@ -125,15 +133,15 @@ def read_bundle(folder: Path | None = None, runtime: str | None = None) -> Bundl
             f"{folder}: got bundle format {version!r}, expected 1 to {FORMAT}; update snapfusion or export again"
         )
     manifest = _manifest(record, folder)
-    chosen = choose(manifest.runtimes, runtime)
+    wanted = None if runtime is None else choose(manifest.runtimes, runtime)
     _check_files(folder, record.get("files"), needed_by(manifest.runtimes))
     try:
-        return bundle_in(folder, manifest, chosen)
+        return bundle_in(folder, manifest, wanted)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder}: got configs that do not make a bundle ({error!r}); export it again") from error
 
 
-def bundle_in(folder: Path, manifest: Manifest, runtime: Runtime) -> Bundle:
+def bundle_in(folder: Path, manifest: Manifest, wanted: Runtime | None = None) -> Bundle:
     """What `folder` holds, unchecked, whether its networks are there yet or not: for who is still writing it."""
     tokenizer, length = read_tokenizer(folder / "tokenizer")
     unet, decoder = read_json(folder / "unet" / "config.json"), read_json(folder / "vae_decoder" / "config.json")
@@ -142,7 +150,7 @@ def bundle_in(folder: Path, manifest: Manifest, runtime: Runtime) -> Bundle:
         folder=folder,
         hash=_fingerprint(folder / MANIFEST)["sha256"] if (folder / MANIFEST).is_file() else "",
         manifest=manifest,
-        runtime=runtime,
+        wanted=wanted,
         tokenizer=tokenizer,
         length=length,
         schedule=Schedule.from_config(read_json(folder / "scheduler" / "scheduler_config.json")),

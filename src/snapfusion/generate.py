@@ -150,7 +150,7 @@ def open_bundle(
     Args:
         path: The bundle's folder; None for the one that is embedded.
         runtime: What runs the networks, of those that the bundle holds files of: "openvino", "onnx",
-            "executorch" or "torch"; None for the best that is installed.
+            "coreml", "executorch" or "torch"; None for the best that is installed.
         threads: Of the CPU; None for all.
         low_memory: Keep one network in memory at a time. Every picture opens all three again, which takes longer.
     Raises:

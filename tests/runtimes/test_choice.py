@@ -32,10 +32,21 @@ def test_a_missing_one_is_named_with_what_installs_it(monkeypatch: pytest.Monkey
         choose(["onnx", "openvino"])
 
 
+def test_one_for_another_system_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, "coreml")
+    monkeypatch.setattr(choice.sys, "platform", "linux")
+    with pytest.raises(ValueError, match="^coreml draws on darwin alone, and this is linux$"):
+        choose(["coreml"])
+    monkeypatch.setattr(choice.sys, "platform", "darwin")
+    assert choose(["coreml"]) == "coreml"
+
+
 def test_one_that_the_bundle_does_not_hold_is_refused() -> None:
     with pytest.raises(ValueError, match=r"got runtime 'torch', expected openvino or onnx, .* export CHECKPOINT"):
         choose(["onnx", "openvino"], "torch")
-    with pytest.raises(ValueError, match="got runtime 'abacus', expected one of openvino, onnx, executorch, torch"):
+    with pytest.raises(
+        ValueError, match="got runtime 'abacus', expected one of openvino, onnx, coreml, executorch, torch"
+    ):
         choose(["openvino"], "abacus")
 
 

@@ -8,6 +8,7 @@ The module that knows a runtime, `snapfusion.runtimes.NAME`, has
 and is imported only when it is used: engines are heavy.
 """
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,9 +17,10 @@ from types import ModuleType
 from typing import Literal, get_args
 
 Part = Literal["text_encoder", "unet", "vae_decoder"]
-Runtime = Literal["openvino", "onnx", "executorch", "torch"]
-Precision = Literal["fp32", "fp16", "bf16", "int8", "w8a8"]
-"""How weights are stored; `w8a8` alone says that what meets them is rounded too, to int8 as they are."""
+Runtime = Literal["openvino", "onnx", "coreml", "executorch", "torch"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "w8a8", "palette6"]
+"""How weights are stored. `w8a8` alone says that what meets them is rounded too, to int8 as they are; `palette6` gives
+a layer 64 values to choose its weights from."""
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -35,6 +37,8 @@ class Needs:
     """What a part's folder must hold."""
     precisions: tuple[Precision, ...]
     """What it can be exported as, its own choice first."""
+    system: str = ""
+    """The one system that it draws on, as `sys.platform` says; "" for any."""
 
 
 # Best first, as measured on CPUs; torch goes first where it finds a GPU.
@@ -43,6 +47,13 @@ RUNTIMES: dict[Runtime, Needs] = {
         "openvino", "", dict.fromkeys(PARTS, ("openvino_model.xml", "openvino_model.bin")), ("int8", "fp16", "w8a8")
     ),
     "onnx": Needs("onnxruntime", "onnx", dict.fromkeys(PARTS, ("model.onnx",)), ("fp32", "w8a8")),
+    "coreml": Needs(
+        "coremltools",
+        "coreml",
+        dict.fromkeys(PARTS, ("model.mlpackage/Manifest.json", "model.mlpackage/Data/com.apple.CoreML/model.mlmodel")),
+        ("fp16", "palette6"),
+        "darwin",
+    ),
     "executorch": Needs("executorch", "executorch", dict.fromkeys(PARTS, ("model.pte",)), ("fp32", "w8a8")),
     "torch": Needs(
         "torch",
@@ -71,10 +82,15 @@ def choose(held: Iterable[Runtime], wanted: str | None = None) -> Runtime:
             f"to make one for {wanted}: snapfusion export CHECKPOINT --runtime {wanted}"
         )
     asked: list[Runtime] = [name for name in offered if wanted in (None, name)]
-    installed: list[Runtime] = [name for name in asked if is_installed(name)]
-    if not installed:
+    ready: list[Runtime] = [name for name in asked if draws_here(name)]
+    if not ready:
         raise ValueError(" or ".join(map(missing, asked)))
-    return "torch" if "torch" in installed and _finds_gpu() else installed[0]
+    return "torch" if "torch" in ready and _finds_gpu() else ready[0]
+
+
+def draws_here(runtime: Runtime) -> bool:
+    """Whether it is installed, and runs on this system."""
+    return is_installed(runtime) and RUNTIMES[runtime].system in ("", sys.platform)
 
 
 def is_installed(runtime: Runtime) -> bool:
@@ -83,8 +99,10 @@ def is_installed(runtime: Runtime) -> bool:
 
 
 def missing(runtime: Runtime) -> str:
-    """What to say where a runtime is not installed."""
+    """What to say where a runtime does not draw."""
     needs = RUNTIMES[runtime]
+    if needs.system not in ("", sys.platform):
+        return f"{runtime} draws on {needs.system} alone, and this is {sys.platform}"
     name = f"snapfusion[{needs.extra}]" if needs.extra else "snapfusion"
     return f'{runtime} needs {needs.package}, which is not installed: pip install "{name}"'
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from snapfusion.checkpoint import WEIGHTS, Checkpoint, load_text_encoder, load_unet, save_text_encoder, save_unet
+from snapfusion.checkpoint import WEIGHTS, Checkpoint, build, load_text_encoder, load_unet, save_text_encoder, save_unet
 from snapfusion.json_file import read_json
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.model.parts import Decoder, Unet
 from snapfusion.weights import fill, read_weights, write_weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+ONE_AT_A_TIME = Lock()  # a network is built without weights, which is a state of the whole process while it lasts
 
 
 class Network:
@@ -60,7 +61,8 @@ def open(folder: Path, batch: int, threads: int | None = None) -> Network:
     if threads is not None:
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module: Any = _read(folder).to(device)
+    with ONE_AT_A_TIME:
+        module: Any = _read(folder).to(device)
     if precision() == "bf16":  # whose convolutions prefer this layout
         module = module.to(torch.bfloat16, memory_format=torch.channels_last)
     return Network(module.eval())
@@ -78,7 +80,6 @@ def _read(folder: Path) -> nn.Module:
         return load_text_encoder(folder.parent)
     if folder.name == "unet":
         return Unet(load_unet(folder.parent))
-    with init_empty_weights():
-        vae: Any = PatchAutoencoderKL.from_config(read_json(folder / "config.json"))
-        decoder = Decoder(vae)
-    return fill(decoder, read_weights(folder, WEIGHTS), folder)
+    file = folder / "config.json"
+    vae = build(lambda config: cast(PatchAutoencoderKL, PatchAutoencoderKL.from_config(config)), read_json(file), file)
+    return fill(Decoder(vae), read_weights(folder, WEIGHTS), folder)

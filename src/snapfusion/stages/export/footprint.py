@@ -33,7 +33,7 @@ def _footprint(folder: Path, runtime: Runtime, part: Part) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"a process that runs the {part} failed: {done.stderr.strip()[-500:]}")
-    return {"bytes": _size(folder / part, runtime, part), **json.loads(done.stdout.splitlines()[-1])}
+    return {"bytes": size_of(folder / part, runtime, part), **json.loads(done.stdout.splitlines()[-1])}
 
 
 def print_footprint(folder: Path, runtime: Runtime, part: Part) -> None:
@@ -63,10 +63,11 @@ def blank_inputs(bundle: Bundle, part: Part, rows: int) -> dict[str, NDArray[Any
     return {"sample": latent, "timestep": np.array([1]), "encoder_hidden_states": embedding}
 
 
-def _size(folder: Path, runtime: Runtime, part: Part) -> int:
-    """Bytes of a runtime's files in a part's folder, those that begin with the same name included."""
-    stems = tuple(Path(name).stem for name in RUNTIMES[runtime].files[part])
-    return sum(file.stat().st_size for file in folder.iterdir() if file.name.startswith(stems))
+def size_of(folder: Path, runtime: Runtime, part: Part) -> int:
+    """Bytes of a runtime's files in a part's folder: those that begin as the ones that it must hold."""
+    begin = tuple(name.split("/")[0] for name in RUNTIMES[runtime].files[part])
+    names = ((file, file.relative_to(folder).as_posix()) for file in folder.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file, name in names if name.startswith(begin))
 
 
 def _peak() -> int | None:

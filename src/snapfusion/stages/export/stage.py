@@ -18,12 +18,22 @@ from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.generate import open_networks
 from snapfusion.json_file import read_json, write_json
 from snapfusion.runtimes import openvino
-from snapfusion.runtimes.choice import PARTS, RUNTIMES, Part, Precision, Runtime, is_installed, load, missing
+from snapfusion.runtimes.choice import (
+    PARTS,
+    RUNTIMES,
+    Part,
+    Precision,
+    Runtime,
+    draws_here,
+    is_installed,
+    load,
+    missing,
+)
 from snapfusion.runtimes.quantisation import Calibration
 from snapfusion.runtimes.torch import Network, export_part
 from snapfusion.settings import settings_for
 from snapfusion.stages.export.calibrate import calibrations, record
-from snapfusion.stages.export.footprint import footprints
+from snapfusion.stages.export.footprint import footprints, size_of
 from snapfusion.stages.export.modules import modules
 from snapfusion.stages.export.parity import check, measure
 from snapfusion.tokens import tokenize, write_tokenizer
@@ -69,6 +79,8 @@ class Config:
     """Of the image decoder alone."""
     w8a8_db: float = 35.0
     """How near to torch w8a8 has to stay, dB: layers are kept in floating point, the worst first, until it does."""
+    halves: bool = False
+    """For coreml: the UNet as two programs in one package, where a phone's Neural Engine does not take the whole."""
     genai: bool = False
     """Whether to add OpenVINO's own tokenizer, so that OpenVINO GenAI's Text2ImagePipeline draws the bundle, where its
     text encoder is CLIP's. Needs the extra genai."""
@@ -93,6 +105,9 @@ class Result:
         """The parity with torch, a line for each part of each runtime."""
         lines = [f"{self.bundle}, against torch float32:"]
         for runtime, parity in self.figures["parity"].items():
+            if "not_run" in parity:
+                lines.append(f"{runtime}: not run, because {parity['not_run']}")
+                continue
             lines.append(f"{runtime} in {parity['computed_in']}")
             lines += [f"  {part:<14}{_line(parity[part])}" for part in PARTS]
             pictures = parity["pictures"]
@@ -154,11 +169,11 @@ def _pack(config: Config, manifest: Manifest, checkpoint: Path, decoder: Path, o
 
     calibration: dict[Part, Calibration] = {}
     if any("w8a8" in stored.values() for stored in manifest.runtimes.values()):
-        bundle = bundle_in(out, manifest, config.runtime[0])
+        bundle = bundle_in(out, manifest)
         calibration = calibrations(record(bundle, right), config.w8a8_db)
-    for runtime, stored in manifest.runtimes.items():
+    for runtime in manifest.runtimes:
         for part in PARTS:
-            _convert(runtime, part, stored[part], loaded, calibration.get(part), out)
+            _convert(config, runtime, part, loaded, calibration.get(part), out)
     if config.genai:
         openvino.export_tokenizer(out / "tokenizer")
     seal_bundle(out, manifest)  # to be opened and drawn with, as anybody would
@@ -171,6 +186,8 @@ def _pack(config: Config, manifest: Manifest, checkpoint: Path, decoder: Path, o
 
 def _measure(config: Config, out: Path, runtime: Runtime, right: Networks) -> dict[str, Any]:
     """How far one runtime's networks are from torch, and what they take. Raises `ValueError` where it is too far."""
+    if not draws_here(runtime):
+        return {"not_run": missing(runtime), **{part: {"bytes": size_of(out / part, runtime, part)} for part in PARTS}}
     bundle = read_bundle(out, runtime)
     pictures = [one for prompt in config.prompts for one in settings_for(bundle, prompt, seed=0)]
     parity = measure(bundle, open_networks(bundle, config.guidance != 1), right, pictures)
@@ -203,16 +220,18 @@ def _frame(loaded: Checkpoint, configs: Mapping[str, Path], out: Path) -> None:
 
 
 def _convert(
-    runtime: Runtime, part: Part, precision: str, loaded: Checkpoint, calibration: Calibration | None, out: Path
+    config: Config, runtime: Runtime, part: Part, loaded: Checkpoint, calibration: Calibration | None, out: Path
 ) -> None:
     """Write one network for one runtime."""
+    precision = _precisions(config, runtime)[part]
+    halved = {"halves": True} if runtime == "coreml" and part == "unet" and config.halves else {}
     if runtime == "torch":
         export_part(part, loaded, out, precision)
     else:
         network, example = modules(loaded)[part], _examples(loaded)[part]
         # Tracing takes sizes for fixed, which here they are; gradients would take four times the memory.
         with warnings.catch_warnings(action="ignore"), torch.no_grad():
-            load(runtime).export(network, example, OUTPUTS[part], out / part, precision, calibration)
+            load(runtime).export(network, example, OUTPUTS[part], out / part, precision, calibration, **halved)
 
 
 def _examples(checkpoint: Checkpoint) -> dict[str, dict[str, torch.Tensor]]:
