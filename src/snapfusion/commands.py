@@ -191,6 +191,22 @@ def data_stickers() -> Command:
     return command
 
 
+def data_pairs() -> Command:
+    """Make a set of your own captioned pictures."""
+    from snapfusion.data.collect import Config, collect
+
+    def command(source: Positional[str], *, out: Path, config: Annotated[Config, OmitArgPrefixes]) -> None:
+        """Read captioned pictures and write them as a set that the other commands take for --data.
+
+        Args:
+            source: WebDataset shards (a pattern, an address, pipe:COMMAND), a folder, or hf:NAME.
+            out: The set's folder.
+        """
+        print(collect(source, out, config))
+
+    return command
+
+
 def train_stickers() -> Command:
     """Train the stickers base."""
     from snapfusion.stages.train import stage
@@ -381,6 +397,7 @@ COMMANDS: dict[str, Callable[[], Command]] = {
     "generate": generate,
     "info": info,
     "data stickers": data_stickers,
+    "data pairs": data_pairs,
     "train stickers": train_stickers,
     "compress": compress,
     "convert": convert,

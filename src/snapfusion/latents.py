@@ -110,7 +110,7 @@ def train_rows(
     """
     rows, words, copies = list(pairs), originals(pairs), []
     for index, (pair, image) in enumerate(zip(pairs, images, strict=True)):
-        colour = colour_of(image) if pair.style != "silhouette" else None
+        colour = colour_of(image) if pair.style not in ("silhouette", "") else None
         if colour is not None:
             others = [word for word in HUES if word != colour.word]
             word = others[int(np.random.default_rng((seed, index)).integers(len(others)))]

@@ -1,4 +1,4 @@
-"""Pictures with captions, read back from a built set (`stickers.py`)."""
+"""Pictures with captions, read back from a built set (`stickers.py`, `collect.py`)."""
 
 import io
 import json
@@ -21,10 +21,10 @@ class Pair:
 
     key: str  # unique, also the file's name in its shard
     code: str  # Unicode code points of the concept
-    label: str  # "red apple"
+    label: str  # "red apple"; the whole caption where there is no style
     tags: tuple[str, ...]
     base: str  # variants of one thing share it; what the splits hash
-    style: str  # see `styles.STYLES`
+    style: str  # see `styles.STYLES`; "" for pictures that are not ours
     family: str  # one hand's art
     colour: str | None  # "red", where the picture has one colour
     core: bool  # in the small set

@@ -26,13 +26,17 @@ IN_STYLE = (
 
 
 def prompt_of(pair: Pair) -> str:
-    """The sentence that a picture is tested with: "a fox, 3D render"."""
+    """The sentence that a picture is tested with: "a fox, 3D render"; its caption where it came with one."""
+    if not pair.style:
+        return pair.label
     return f"{with_article(pair.label)}, {STYLE_WORDS[pair.style][0]}"
 
 
 def caption(pair: Pair, draw: np.random.Generator, colour: str | None = None) -> str:
     """One of the sentences for a picture. `colour` is said where it is given (a recoloured copy has to say it)."""
     label = pair.label
+    if not pair.style:  # not ours: what it came with
+        return label
     if colour is None and pair.colour is not None and draw.random() < COLOURED:
         colour = pair.colour
     if colour is not None:

@@ -158,12 +158,14 @@ def render(source: tuple[bytes, int]) -> tuple[bytes, str | None]:
     return png.getvalue(), None if colour is None else colour.word
 
 
-def write_shards(rendered: Iterable[tuple[Pair, tuple[bytes, str | None]]], folder: Path) -> list[Pair]:
+def write_shards(
+    rendered: Iterable[tuple[Pair, tuple[bytes, str | None]]], folder: Path, name: str = "stickers"
+) -> list[Pair]:
     """Write the pictures in order, `PICTURES_PER_SHARD` to a tar, and return their completed rows."""
     rows: list[Pair] = []
     remaining = iter(rendered)
     while batch := list(islice(remaining, PICTURES_PER_SHARD)):
-        shard = f"shards/stickers-{len(rows) // PICTURES_PER_SHARD:05d}.tar"
+        shard = f"shards/{name}-{len(rows) // PICTURES_PER_SHARD:05d}.tar"
         with tarfile.open(folder / shard, "w", format=tarfile.USTAR_FORMAT) as tar:
             for pair, (png, colour) in batch:
                 row = Pair(**{**asdict(pair), "colour": colour, "shard": shard})
