@@ -1,5 +1,6 @@
 """LoRAs of every layout merged: W + scale * alpha / r * up @ down by hand in float64, and as diffusers does it."""
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -40,11 +42,18 @@ ORIGINAL = {  # kohya's names where its scripts were given the original code's U
 Change = tuple[Tensor, Tensor]  # down, up
 
 
-@pytest.fixture
-def checkpoint() -> Checkpoint:
+@pytest.fixture(scope="module")
+def base() -> Checkpoint:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return stable_diffusion_checkpoint()
+
+
+@pytest.fixture
+def checkpoint(base: Checkpoint) -> Checkpoint:
+    """A copy to change."""
+    changed = {part: copy.deepcopy(getattr(base, part)) for part in ("unet", "text_encoder")}
+    return Checkpoint(**{**vars(base), **changed})
 
 
 def layer(checkpoint: Checkpoint, name: str) -> Any:
@@ -279,10 +288,7 @@ def test_a_checkpoint_of_another_text_encoder_takes_one_of_its_unet(tmp_path: Pa
 def test_diffusers_fuses_the_same(
     checkpoint: Checkpoint, changes: dict[str, Change], tmp_path: Path, layout: str
 ) -> None:
-    """diffusers merges through PEFT, which is no dependency here: skipped where it is not installed."""
-    pytest.importorskip("peft")
-    from diffusers import StableDiffusionPipeline
-
+    """diffusers merges through PEFT, which tests alone need."""
     make, settings = LAYOUTS[layout]
     # Its table of kohya's names knows no upsampler and no time embedding.
     known = {name: change for name, change in changes.items() if name not in UNET[5:]}

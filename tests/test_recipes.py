@@ -9,6 +9,7 @@ from torch import nn
 
 import tiny_models
 from snapfusion import recipes
+from snapfusion.checkpoint import load_unet
 from snapfusion.cli import main
 from snapfusion.costs import cost_of, costs_of
 from snapfusion.plan import rows_of
@@ -75,7 +76,10 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--recipe", "stickers"], "got no checkpoint, expected a folder in diffusers' layout or a single file for --recipe stickers"),
+        (
+            ["--recipe", "stickers"],
+            "got no checkpoint, expected a folder in diffusers' layout or a single file for --recipe stickers",
+        ),
         (["nowhere", "--recipe", "tiny"], "expected none: --recipe tiny makes its own"),
         (["--recipe", "tiny", "--dry-run", "--utilisation", "2"], "got utilisation 2.0, expected a share"),
         (["--recipe", "large"], "large"),
@@ -97,3 +101,14 @@ def test_tiny_makes_the_same_checkpoint_every_time(tmp_path: Path) -> None:
     unet = "tiny/checkpoint/unet/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "a" / unet).read_bytes() == (tmp_path / "b" / unet).read_bytes()
     assert {field.name for field in fields(recipes.tiny())} >= {"profile", "evolve", "export"}
+
+
+def test_a_single_file_becomes_the_folder_that_stages_read(tiny_sd_checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "fox.safetensors"
+    assert main(["convert", str(tiny_sd_checkpoint), "--out", str(file)]) == 0
+    inputs = inputs_of("sd15", file, tmp_path, None, tmp_path / "run")
+    assert inputs.checkpoint == tmp_path / "run" / "checkpoint" / "fox"
+    expected = load_unet(tiny_sd_checkpoint).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in load_unet(inputs.checkpoint).state_dict().items())
+    with pytest.raises(ValueError, match="got a checkpoint, --data or --lora, expected none"):
+        inputs_of("tiny", file, None, None, tmp_path / "run")

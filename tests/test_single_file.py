@@ -93,6 +93,16 @@ def test_folder_to_file_to_folder_gives_the_same_bytes(
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("decoder", [{"decoder_block_out_channels": (4, 4, 4)}, {"decoder_class": "DecoderTiny"}])
+def test_another_decoder_comes_back(checkpoint: Checkpoint, tmp_path: Path, decoder: dict[str, Any]) -> None:
+    vae = vae_of({**checkpoint.vae.config, **decoder})
+    file = tmp_path / "model.safetensors"
+    save_single_file(Checkpoint(**{**vars(checkpoint), "vae": vae}), file)
+    before, after = vae.state_dict(), load_single_file(file).vae.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_an_evolved_unet_keeps_the_names_of_what_is_left(checkpoint: Checkpoint, file: Path, tmp_path: Path) -> None:
     unet = checkpoint.unet.without("down_blocks.1.attentions.0", "mid_block.resnets.1")
     save_single_file(Checkpoint(**{**vars(checkpoint), "unet": unet}), tmp_path / "small.safetensors")
@@ -169,6 +179,16 @@ def test_a_file_that_says_nothing_of_itself_is_recognised(checkpoint: Checkpoint
     for part in ("text_encoder", "unet", "vae"):
         before, after = getattr(checkpoint, part).state_dict(), getattr(loaded, part).state_dict()
         assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.usefixtures("known")
+def test_a_text_encoder_without_its_prefix_is_known(checkpoint: Checkpoint, file: Path) -> None:
+    def rename(weights: dict[str, Tensor]) -> None:
+        for name in [name for name in weights if ".transformer.text_model." in name]:
+            weights[name.replace(".text_model.", ".")] = weights.pop(name)
+
+    loaded = load_single_file(strip(file, rename)).text_encoder.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in checkpoint.text_encoder.state_dict().items())
 
 
 @pytest.mark.usefixtures("known")

@@ -31,6 +31,7 @@ from snapfusion.model.configs import (
     vae_of,
 )
 from snapfusion.model.original_names import (
+    CLIP,
     OPEN_CLIP,
     TEXT,
     THIRD,
@@ -95,6 +96,7 @@ def load_single_file(file: Path) -> Checkpoint:
     text_names = [CLIP_PREFIX + name.removeprefix(CLIP_PREFIX) for name in text_model.state_dict()]
     names = {UNET: list(unet.state_dict()), VAE: list(vae.state_dict()), TEXT: text_names}
     tables = {part: {rename[part](name): name for name in names[part]} for part in PARTS}
+    tables[TEXT] |= {CLIP + name.removeprefix(CLIP_PREFIX): name for name in text_names}  # as some merged files have it
 
     beyond = f"{OPEN_CLIP}transformer.resblocks.{cast(Any, text_model.config).num_hidden_layers}."
     unread = {name for name in shapes if LEFT_OVER.fullmatch(name) or name.startswith(beyond)}
