@@ -1,4 +1,4 @@
-"""What each engine and precision costs, side by side in one run: milliseconds of one evaluation, size, nearness to torch.
+"""What each engine and precision costs, side by side in one run: milliseconds, size, nearness to torch.
 
     snapfusion export models/stickers-base --out /tmp/bf16 --precision fp16
     snapfusion export models/stickers-base --out /tmp/w8a8 --precision w8a8
@@ -89,7 +89,9 @@ def main() -> None:
 
     bundles = opened(options.bundles)
     rows = [row for part in PARTS for row in rows_of(bundles, part, options.runs, options.threads)]
-    print(f"{'part':14}{'bundle':14}{'runtime':12}{'stored':8}{'ms':>9}{'middle half':>18}{'faster':>8}{'dB':>7}{'MB':>8}")
+    print(
+        f"{'part':14}{'bundle':14}{'runtime':12}{'stored':8}{'ms':>9}{'middle half':>18}{'faster':>8}{'dB':>7}{'MB':>8}"
+    )
     for row in rows:
         low, high = row["middle_half_ms"]
         print(

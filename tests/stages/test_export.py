@@ -85,6 +85,10 @@ def test_pictures_have_their_floor() -> None:
     stored = dict.fromkeys(GOOD, "int8")
     with pytest.raises(ValueError, match=r"got pictures 29\.9 dB from torch's, expected at least 30 dB"):
         check({**GOOD, "pictures": {"median_psnr_db": 29.9, "n": 16}}, stored)
+    rounded = {**stored, "unet": "w8a8"}
+    check({**GOOD, "pictures": {"median_psnr_db": 29.9, "n": 16}}, rounded)
+    with pytest.raises(ValueError, match=r"got pictures 19\.9 dB from torch's, expected at least 20 dB"):
+        check({**GOOD, "pictures": {"median_psnr_db": 19.9, "n": 16}}, rounded)
 
 
 def test_a_comparison_adds_up_over_calls() -> None:
@@ -169,7 +173,7 @@ def test_a_bundle_can_hold_files_of_several_runtimes(tiny_checkpoint: Path, tmp_
 def test_w8a8_is_calibrated_by_what_is_drawn(tiny_checkpoint: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, precision="w8a8", prompts=("a red fox",), steps=2)
     bundle = read_bundle(stage.run(config, tiny_checkpoint, tmp_path / "bundle").bundle)
-    assert bundle.manifest.runtimes == {"openvino": dict.fromkeys(GOOD, "w8a8")}
+    assert bundle.manifest.runtimes == {"openvino": {"text_encoder": "int8", "unet": "w8a8", "vae_decoder": "w8a8"}}
     assert all(bundle.manifest.figures["parity"]["openvino"][part]["psnr_db"] >= 28 for part in GOOD)
 
 

@@ -1,5 +1,8 @@
 """Core ML: a torch module to an mlpackage, on any system; an mlpackage to a callable, on a Mac."""
 
+# pyright: reportMissingImports=false
+# The extra coreml is for those who ask for it.
+
 from __future__ import annotations
 
 import copy
@@ -20,6 +23,7 @@ from snapfusion.runtimes.quantisation import Calibration
 
 FILE = "model.mlpackage"
 BITS = 6  # of the palettes
+TORCH_BOOL = 11  # bool's number in a traced graph
 
 
 def export(
@@ -45,7 +49,7 @@ def export(
     import coremltools as ct
 
     del calibration
-    _know_new_numpy()
+    _fill_gaps()
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     row = {name: tensor[:1] if tensor.ndim > 1 else tensor for name, tensor in example.items()}
     model: Any = ct.convert(
@@ -116,8 +120,8 @@ def _type(tensor: Any) -> type[np.generic]:
     return np.float32 if tensor.is_floating_point() else np.int32
 
 
-def _know_new_numpy() -> None:
-    """coremltools 9 calls `int` on arrays of one element, which NumPy 2.4 no longer answers."""
+def _fill_gaps() -> None:
+    """coremltools 9 lacks `new_ones`, and calls `int` on arrays of one element, which NumPy 2.4 no longer answers."""
     from coremltools.converters.mil import Builder
     from coremltools.converters.mil.frontend.torch import register_torch_op
     from coremltools.converters.mil.frontend.torch.ops import _cast, _get_inputs
@@ -129,7 +133,15 @@ def _know_new_numpy() -> None:
         else:
             _cast(context, node, int, "int32")
 
+    def new_ones(context: Any, node: Any) -> None:
+        _, shape, kind, *_ = _get_inputs(context, node)  # all known, as sizes are
+        sizes = [size.val for size in shape] if isinstance(shape, list) else shape.val
+        true = kind is not None and kind.val == TORCH_BOOL
+        ones = np.ones(np.asarray(sizes, int), bool if true else np.float32)
+        context.add(Builder.const(val=ones[()], name=node.name))
+
     register_torch_op(_int, torch_alias=["int"], override=True)
+    register_torch_op(new_ones, override=True)
 
 
 def _halve(package: Path) -> None:

@@ -1,5 +1,8 @@
 """ExecuTorch with XNNPACK, which runs on phones: a torch module to a .pte, a .pte to a callable."""
 
+# pyright: reportMissingImports=false
+# The extra executorch is for those who ask for it.
+
 from __future__ import annotations
 
 import logging

@@ -1,5 +1,8 @@
 """OpenVINO: a torch module to a file, a file to a callable. It draws on the CPU; only who exports brings torch."""
 
+# pyright: reportMissingImports=false
+# The extra genai is for those who ask for it.
+
 import errno
 from collections.abc import Mapping
 from pathlib import Path

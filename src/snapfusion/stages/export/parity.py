@@ -16,6 +16,8 @@ from snapfusion.settings import Settings
 FLOORS_DB = {"fp32": 35.0, "fp16": 35.0, "bf16": 35.0, "int8": 28.0, "w8a8": 28.0}
 """For one network, by how its weights are stored; it computes in bfloat16 where runtime and CPU can."""
 PICTURE_FLOOR_DB = 30.0
+ROUNDED_PICTURE_FLOOR_DB = 20.0
+"""Where the UNet is w8a8: steps that are each a little off end in another picture, which may be as good."""
 
 
 class Comparison:
@@ -71,8 +73,9 @@ def check(figures: Mapping[str, Any], weights: Mapping[str, str]) -> None:
         if got < floor:
             advice = "; store its weights in more bits" if weights[part] in ("int8", "w8a8") else ""
             raise ValueError(f"got a {part} {got} dB from torch's, expected at least {floor:g} dB{advice}")
-    if (got := figures["pictures"]["median_psnr_db"]) < PICTURE_FLOOR_DB:
-        raise ValueError(f"got pictures {got} dB from torch's, expected at least {PICTURE_FLOOR_DB:g} dB")
+    floor = ROUNDED_PICTURE_FLOOR_DB if weights["unet"] == "w8a8" else PICTURE_FLOOR_DB
+    if (got := figures["pictures"]["median_psnr_db"]) < floor:
+        raise ValueError(f"got pictures {got} dB from torch's, expected at least {floor:g} dB")
 
 
 def _each(networks: Networks) -> tuple[Network, Network, Network]:

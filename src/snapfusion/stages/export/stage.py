@@ -69,8 +69,8 @@ class Config:
     runtime: tuple[Runtime, ...] = ("openvino",)
     """What is to run the networks; a bundle can hold files of several."""
     precision: Precision | None = None
-    """How weights are stored; w8a8 rounds what meets them to int8 too. By default int8 for openvino, fp32 for onnx,
-    bf16 for torch."""
+    """How weights are stored. By default int8 for openvino, fp32 for onnx and executorch, fp16 for coreml, bf16 for
+    torch. w8a8 rounds what meets them to int8 too; not in the text encoder, which it hurts and hardly speeds up."""
     text_encoder: Precision | None = None
     """Of the text encoder alone."""
     unet: Precision | None = None
@@ -158,8 +158,8 @@ def run(config: Config, checkpoint: Path, out: Path, decoder: Path | None = None
 def _pack(config: Config, manifest: Manifest, checkpoint: Path, decoder: Path, out: Path) -> dict[str, Any]:
     """Write the bundle, measure it, seal it; returns the figures."""
     loaded = load_checkpoint(checkpoint)
-    if config.genai and not isinstance(loaded.text_encoder.model, CLIPTextModel):
-        raise ValueError("got --genai for another text encoder than CLIP's, which OpenVINO GenAI does not know")
+    if config.genai and not (isinstance(loaded.text_encoder.model, CLIPTextModel) and "openvino" in config.runtime):
+        raise ValueError("got --genai, expected CLIP as text encoder and --runtime openvino: it is OpenVINO's pipeline")
     if decoder != checkpoint:
         loaded = replace(loaded, vae=load_vae(decoder))
     configs = {"text_encoder": checkpoint / "text_encoder", "unet": checkpoint / "unet", "vae_decoder": decoder / "vae"}
@@ -202,7 +202,9 @@ def _precisions(config: Config, runtime: Runtime) -> dict[str, str]:
     if not is_installed(runtime):
         raise ValueError(missing(runtime))
     known = RUNTIMES[runtime].precisions
-    stored = {part: getattr(config, part) or config.precision or known[0] for part in PARTS}
+    whole = config.precision or known[0]
+    usual = {"text_encoder": known[0] if whole == "w8a8" else whole, "unet": whole, "vae_decoder": whole}
+    stored = {part: getattr(config, part) or usual[part] for part in PARTS}
     for part, precision in stored.items():
         if precision not in known:
             raise ValueError(f"got {precision} for the {part} in {runtime}, expected one of {', '.join(known)}")
