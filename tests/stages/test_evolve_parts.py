@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from snapfusion import cli
 from snapfusion.denoising import Batch
 from snapfusion.fit import FitConfig
 from snapfusion.latents import Cache
@@ -282,6 +283,18 @@ def test_a_position_without_a_score_stays(tmp_path: Path) -> None:
     assert set(answer.unscored) <= {block.name for block in answer.after.blocks()}
     with pytest.raises(ValueError, match="no more blocks can go"):
         search("sd15", 30.0, table, round_file(tmp_path, {"mid_block.resnets.0": 0.1}), Limits())
+
+
+def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = Architecture.sd15()
+    table, budget = tiny_table(whole), round(tiny_table(whole).price(whole).milliseconds / 2)
+    table.save(tmp_path / "table.json")
+    scores = round_file(tmp_path, {block.name: 0.1 for block in whole.blocks() if block.removable})
+    files = ["--table", str(tmp_path / "table.json"), "--scores", str(scores), "--out", str(tmp_path / "found")]
+    assert cli.main(["evolve", "--price-only", "sd15", *files, "--budget-ms", str(budget)]) == 0
+    found = Architecture.from_dict(json.loads((tmp_path / "found" / f"{budget}ms" / "architecture.json").read_text()))
+    assert found == search("sd15", budget, table, scores, Limits()).after != whole
+    assert "Provisional" in capsys.readouterr().out
 
 
 def test_prices_alone_know_milliseconds() -> None:
