@@ -338,9 +338,10 @@ def test_a_pickle_is_refused_with_the_reason(tmp_path: Path, suffix: str) -> Non
         load_single_file(tmp_path / f"model{suffix}")
 
 
-def test_metadata_of_another_is_refused(file: Path) -> None:
+@pytest.mark.parametrize("metadata", ["{}", "[]", "no JSON"])
+def test_metadata_of_another_is_refused(file: Path, metadata: str) -> None:
     with pytest.raises(ValueError, match="got other metadata under 'snapfusion' than we write"):
-        load_single_file(strip(file, snapfusion="{}"))
+        load_single_file(strip(file, snapfusion=metadata))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

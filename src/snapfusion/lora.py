@@ -126,7 +126,10 @@ def _read(file: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     if not weights:
         raise ValueError(f"{file}: got no weights, {UNKNOWN}")
     if DIFFUSERS_METADATA in metadata:
-        return weights, json.loads(metadata[DIFFUSERS_METADATA])
+        try:
+            return weights, json.loads(metadata[DIFFUSERS_METADATA])
+        except ValueError as error:
+            raise ValueError(f"{file}: {DIFFUSERS_METADATA} in its metadata: expected JSON ({error})") from error
     beside = file.parent / PEFT_CONFIG
     if file.name == PEFT_FILE and beside.is_file():
         return weights, {f"{part}.{name}": value for part in PARTS for name, value in read_json(beside).items()}

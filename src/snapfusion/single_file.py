@@ -166,7 +166,10 @@ def read_header(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]
         metadata = opened.metadata() or {}
     if METADATA not in metadata:
         return shapes, _recognised(file, shapes, metadata)
-    configs = json.loads(metadata[METADATA])
+    try:
+        configs = json.loads(metadata[METADATA])
+    except ValueError:
+        configs = None
     if not isinstance(configs, dict) or not all(isinstance(configs.get(name), dict) for name in NEEDED):
         raise ValueError(f"{file}: got other metadata under {METADATA!r} than we write; write the file again")
     return shapes, configs

@@ -222,6 +222,11 @@ def test_names_that_name_nothing(tmp_path: Path, table: Dataset) -> None:
         open_source(f"{tmp_path}/*.tar")
     with pytest.raises(ValueError, match="without shards or pictures, expected"):
         open_source(str(tmp_path))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(png(1))
+    (tmp_path / "photos" / "metadata.jsonl").write_text("{}\nno JSON\n")
+    with pytest.raises(ValueError, match=r"metadata\.jsonl, line 2: expected a JSON object"):
+        open_source(str(tmp_path / "photos"))
     table.remove_columns("text").save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match="with columns picture, expected one of pictures, and one of txt, text"):
         open_source(str(tmp_path / "saved"))

@@ -133,11 +133,7 @@ class Folder:
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower().removeprefix(".") in IMAGES)
         if not files:
             raise ValueError(f"got {folder} without shards or pictures, expected .tar, {', '.join(IMAGES)}")
-        captions, table = {}, folder / "metadata.jsonl"
-        if table.is_file():
-            rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
-            captions = {row["file_name"]: _caption(row) for row in rows if "file_name" in row}
-        return cls(folder, tuple(files), {name: caption for name, caption in captions.items() if caption})
+        return cls(folder, tuple(files), dict(_table(folder / "metadata.jsonl")))
 
     def __len__(self) -> int:
         return -(-len(self.files) // CHUNK)
@@ -204,6 +200,17 @@ class HuggingFace:
                 yield Raw(key, data, caption.strip())
             except (OSError, TypeError, AttributeError) as error:  # no picture, or no caption
                 yield Broken(f"{key}: {error}")
+
+
+def _table(file: Path) -> Iterator[tuple[str, str]]:
+    """Names and captions of a `metadata.jsonl`, if there is one."""
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else (), 1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: expected a JSON object ({error})") from error
+        if "file_name" in row and (caption := _caption(row)) is not None:
+            yield row["file_name"], caption
 
 
 def _sample(key: str, files: Mapping[str, Any]) -> Raw | Broken:
