@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from snapfusion.bundle import Bundle, Network, read_bundle
 from snapfusion.runtimes.choice import PARTS, Part, is_installed
-from snapfusion.stages.export.footprint import blank_inputs
+from snapfusion.stages.export.footprint import blank_inputs, size_of
 
 
 def opened(folders: list[Path]) -> list[Bundle]:
@@ -63,7 +63,8 @@ def rows_of(bundles: list[Bundle], part: Part, runs: int, threads: int | None) -
     found = []
     for bundle, times in zip(bundles, taken, strict=True):
         low, _, high = quantiles(times, n=4)
-        told = bundle.manifest.figures["parity"][bundle.runtime][part]
+        parity = bundle.manifest.figures["parity"]
+        told = parity.get(bundle.runtime, parity)[part]  # bundles of the first format hold one runtime
         found.append(
             {
                 "part": part,
@@ -73,7 +74,8 @@ def rows_of(bundles: list[Bundle], part: Part, runs: int, threads: int | None) -
                 "ms": round(median(times), 2),
                 "middle_half_ms": [round(low, 2), round(high, 2)],
                 "times_faster": round(median(a / b for a, b in zip(taken[0], times, strict=True)), 2),
-                **{name: told[name] for name in ("psnr_db", "bytes", "load_seconds", "peak_bytes") if name in told},
+                "bytes": size_of(bundle.folder / part, bundle.runtime, part),
+                **{name: told[name] for name in ("psnr_db", "load_seconds", "peak_bytes") if name in told},
             }
         )
     return found

@@ -38,7 +38,7 @@ def export(
         output: Name of the output.
         folder: Gets `FILES`.
         weights: Stored as float16, or as int8 with a scale for every output channel, which halves the file; with
-            `w8a8` what meets them is int8 too, which halves the time where the CPU has instructions for it.
+            `w8a8` what meets them is int8 too, which is faster where the CPU has instructions for it.
         calibration: What `w8a8` goes by.
     Returns:
         The shape of every input, -1 for the batch.
