@@ -26,43 +26,15 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from sd15 import checkpoint_of
 from snapfusion.checkpoint import Checkpoint
 from snapfusion.diffusion.sampler import Scheduler
-from snapfusion.diffusion.schedule import Schedule
-from snapfusion.json_file import read_json
-from snapfusion.model.configs import config_of_unet, config_of_vae, text_model_of, unet_of, vae_of
-from snapfusion.model.text import TextEncoder
+from snapfusion.model.configs import config_of_unet, config_of_vae
 from snapfusion.sampling import Sampling, decode, draw_latents
-from snapfusion.single_file import CONFIGS, SCHEDULER_JSON, TEXT_JSON, UNET_JSON, VAE_JSON, stable_diffusion_tokenizer
 from snapfusion.stages.evaluate.cross_check import TOLERANCE, scheduler_of_diffusers
 from snapfusion.tokens import write_tokenizer
 
-PROMPT, LENGTH = "a red fox, 3D render", 77
-FAMILY = CONFIGS / "v1-5"
-TINY: dict[str, dict[str, Any]] = {
-    UNET_JSON: {
-        "block_out_channels": [16, 32, 64, 64],
-        "norm_num_groups": 8,
-        "sample_size": 16,
-        "cross_attention_dim": 32,
-    },
-    VAE_JSON: {"block_out_channels": [8, 16, 16, 16], "norm_num_groups": 4},
-    TEXT_JSON: {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-}
-
-
-def checkpoint_of(size: str, seed: int) -> Checkpoint:
-    """Stable Diffusion v1.5's networks, with the weights that torch starts a training from."""
-    torch.manual_seed(seed)
-    configs = {name: read_json(FAMILY / name) | (TINY[name] if size == "tiny" else {}) for name in TINY}
-    return Checkpoint(
-        tokenizer=stable_diffusion_tokenizer(),
-        length=LENGTH,
-        text_encoder=TextEncoder(text_model_of(configs[TEXT_JSON])).eval(),
-        unet=unet_of(configs[UNET_JSON]).eval(),
-        vae=vae_of(configs[VAE_JSON]).eval(),
-        schedule=Schedule.from_config(read_json(FAMILY / SCHEDULER_JSON)),
-    )
+PROMPT = "a red fox, 3D render"
 
 
 def pipeline_of(checkpoint: Checkpoint, scheduler: Scheduler, theirs: bool) -> Any:

@@ -232,9 +232,11 @@ def train_stickers() -> Command:
 
 def evolve() -> Command:
     """Evolve a smaller UNet under a budget."""
+    from snapfusion.json_file import write_json
     from snapfusion.progress import log_to_terminal
     from snapfusion.stages.evolve import price_only as search_alone
     from snapfusion.stages.evolve import stage
+    from snapfusion.stages.evolve.member import ARCHITECTURE
     from snapfusion.table import load_table
 
     def command(
@@ -254,13 +256,16 @@ def evolve() -> Command:
             table: What each piece of its UNet costs on the device: `snapfusion profile` writes it.
             data: A built sticker set.
             out: The folder of the checkpoints and the history. The same command goes on where it was stopped.
-            price_only: Train nothing: search this architecture with --scores, and print what would stay.
+            price_only: Train nothing: search this architecture with --scores, and print what would stay; with --out,
+                also write it as BUDGETms/architecture.json.
             scores: An evolution's rounds/00/round.json, whose positions stand in for those of --price-only.
         """
         if price_only is not None and scores is not None:
             for budget in search_alone.budgets(config):
                 answer = search_alone.search(price_only, budget, load_table(table), scores, config.limits)
                 print(answer.describe())
+                if out is not None:
+                    write_json(out / f"{budget:g}ms" / ARCHITECTURE, answer.after.to_dict())
         elif checkpoint is not None and data is not None and out is not None:
             log_to_terminal()
             print(stage.run(config, checkpoint, table, data, out).describe())
