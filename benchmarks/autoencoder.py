@@ -2,8 +2,8 @@
 
     python benchmarks/autoencoder.py CHECKPOINT --data SET [--pictures 96] [--json FILE]
 
-SET is what `snapfusion data stickers` built. The pictures are of its split `cells`, drawn with seed 0; the latent is the
-encoder's mean; float32. The bar for a sticker base: 28 dB and LPIPS 0.10.
+SET is what `snapfusion data stickers` built. The pictures are of its split `cells`, drawn with seed 0; the latent is
+the encoder's mean; float32. The bar for a sticker base: 28 dB and LPIPS 0.10.
 """
 
 import argparse

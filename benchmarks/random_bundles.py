@@ -27,6 +27,7 @@ from snapfusion.model.architecture import Architecture
 from snapfusion.model.configs import config_of_text_encoder, config_of_unet, config_of_vae
 from snapfusion.model.parts import Decoder, Unet
 from snapfusion.runtimes import openvino
+from snapfusion.runtimes.choice import Precision
 from snapfusion.runtimes.quantisation import Calibration
 from snapfusion.single_file import stable_diffusion_tokenizer
 from snapfusion.stages.export.calibrate import PROMPTS, calibrations, record
@@ -45,6 +46,12 @@ class Model:
     unet: str
     decoder: sd15.Decoder
     weights: Literal["fp16", "w8a8"]
+
+    @property
+    def stored(self) -> dict[Part, Precision]:
+        """How `snapfusion export --precision` stores each part: no text encoder is rounded but for its weights."""
+        text: Precision = "int8" if self.weights == "w8a8" else self.weights
+        return {"text_encoder": text, "unet": self.weights, "vae_decoder": self.weights}
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,7 @@ class Bundles:
         write_json(work / "scheduler" / "scheduler_config.json", sd15.schedule().to_config())
         write_json(work / "model_index.json", _index())
         source = {"weights": "random", "size": self.size, "unet": unet, "decoder": model.decoder}
-        stored = dict.fromkeys(PARTS, str(model.weights))
-        seal_bundle(work, Manifest(out.name, __version__, DEFAULTS, {"openvino": stored}, source=source))
+        seal_bundle(work, Manifest(out.name, __version__, DEFAULTS, {"openvino": model.stored}, source=source))
         shutil.rmtree(out, ignore_errors=True)
         work.rename(out)
         return out
@@ -88,7 +94,7 @@ class Bundles:
             module, example, config = self._network(model, part)
             write_json(work / "config.json", config)
             with warnings.catch_warnings(action="ignore"), torch.no_grad():  # tracing takes sizes for fixed: they are
-                openvino.export(module, example, OUTPUTS[part], work, model.weights, calibration.get(part))
+                openvino.export(module, example, OUTPUTS[part], work, model.stored[part], calibration.get(part))
             del module
             gc.collect()  # before the next one comes
             work.rename(folders[part])
@@ -99,7 +105,7 @@ class Bundles:
         blocks = json.dumps(self.architectures[model.unet].to_dict()).encode()
         unet = f"{model.unet}-{hashlib.sha256(blocks).hexdigest()[:8]}"
         names: dict[Part, str] = {"text_encoder": "text", "unet": unet, "vae_decoder": f"{model.decoder}-decoder"}
-        return {part: f"{name}-{model.weights}" for part, name in names.items()}
+        return {part: f"{name}-{model.stored[part]}" for part, name in names.items()}
 
     def _calibrations(self, model: Model) -> Mapping[Part, Calibration]:
         """What the same networks meet in bfloat16."""

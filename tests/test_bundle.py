@@ -100,7 +100,10 @@ def test_no_bundle_is_refused(tmp_path: Path) -> None:
     [
         ({"format": 3}, "got bundle format 3, expected 1 to 2; update snapfusion"),
         ({"format": None}, "got bundle format None, expected 1 to 2"),
-        ({"runtimes": {"abacus": {}}}, "got runtime abacus, expected some of openvino, onnx, coreml, executorch, torch; update snapfusion"),
+        (
+            {"runtimes": {"abacus": {}}},
+            "got runtime abacus, expected some of openvino, onnx, coreml, executorch, torch; update snapfusion",
+        ),
         ({"runtimes": {}}, "got runtime none, expected some of openvino"),
         ({"runtimes": {"openvino": {}, "onnx": {}}}, "text_encoder/model.onnx is missing"),
         ({"defaults": {"speed": 3}}, "no bundle's manifest"),
@@ -228,7 +231,9 @@ def test_a_network_that_does_not_parse_is_refused(folder: Path) -> None:
 
 
 def test_an_unknown_runtime_is_refused(tiny_bundle: Path) -> None:
-    with pytest.raises(ValueError, match="got runtime 'abacus', expected one of openvino, onnx, coreml, executorch, torch"):
+    with pytest.raises(
+        ValueError, match="got runtime 'abacus', expected one of openvino, onnx, coreml, executorch, torch"
+    ):
         read_bundle(tiny_bundle, "abacus")
 
 

@@ -129,5 +129,8 @@ def test_rows_are_measured_and_written(script: Any, tmp_path: Path, capsys: pyte
         assert row["peak_bytes"] > row["low_memory_bytes"] > 0
         assert row["share_of_peak"] > 0
         assert 0 < row["host_share"] < 1
+    (rounded,) = (tmp_path / "work" / "tiny" / "bundles").glob("cpu2s-*-w8a8-tiny")
+    stored = read_bundle(rounded).manifest.runtimes["openvino"]
+    assert stored == {"text_encoder": "int8", "unet": "w8a8", "vae_decoder": "w8a8"}  # as export stores them
     out = capsys.readouterr().out
     assert all(name in out for name in names)

@@ -35,7 +35,7 @@ def test_a_missing_one_is_named_with_what_installs_it(monkeypatch: pytest.Monkey
 def test_one_for_another_system_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, "coreml")
     monkeypatch.setattr(choice.sys, "platform", "linux")
-    with pytest.raises(ValueError, match="^coreml draws on darwin alone, and this is linux$"):
+    with pytest.raises(ValueError, match=r"^coreml draws on darwin alone, and this is linux$"):
         choose(["coreml"])
     monkeypatch.setattr(choice.sys, "platform", "darwin")
     assert choose(["coreml"]) == "coreml"

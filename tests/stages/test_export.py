@@ -1,6 +1,7 @@
 """A checkpoint becomes a bundle once, and only if it draws as torch does."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from snapfusion.bundle import read_bundle
 from snapfusion.checkpoint import hash_of
 from snapfusion.cli import main
 from snapfusion.generate import open_bundle
+from snapfusion.json_file import read_json, write_json
 from snapfusion.runtimes.choice import RUNTIMES
 from snapfusion.runtimes.quantisation import psnr
 from snapfusion.stages.export import stage
@@ -39,6 +41,23 @@ def test_the_same_export_again_does_nothing(tiny_bundle: Path, tiny_checkpoint: 
     result = stage.run(CONFIG, tiny_checkpoint, tiny_bundle)
     assert result.figures == read_bundle(tiny_bundle).manifest.figures
     assert {file: file.stat().st_mtime_ns for file in tiny_bundle.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_a_bundle_draws_in_the_steps_that_its_checkpoint_was_distilled_for(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distilled, bundle = tmp_path / "distilled", tmp_path / "bundle"
+    shutil.copytree(tiny_checkpoint, distilled)
+    file = distilled / "scheduler" / "scheduler_config.json"
+    write_json(file, {**read_json(file), "distilled_steps": 2})
+    stage.run(replace(CONFIG, steps=None, prompts=("a red fox",)), distilled, bundle)
+    assert read_bundle(bundle).manifest.defaults.steps == 2
+    drawing = ["generate", "a red fox", "--bundle", str(bundle), "--seed", "1", "--quiet", "--out"]
+    assert main([*drawing, str(tmp_path / "a.png")]) == 0
+    assert capsys.readouterr().err == ""
+    assert main([*drawing, str(tmp_path / "b.png"), "--steps", "3"]) == 0
+    assert capsys.readouterr().err == "snapfusion: 3 steps; this bundle was distilled for 2\n"
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(

@@ -13,7 +13,7 @@ from transformers import CLIPTextModel
 
 from snapfusion import __version__
 from snapfusion.bundle import MANIFEST, Defaults, Manifest, Networks, bundle_in, read_bundle, seal_bundle
-from snapfusion.checkpoint import Checkpoint, hash_of, load_checkpoint, load_vae
+from snapfusion.checkpoint import Checkpoint, hash_of, load_checkpoint, load_schedule, load_vae
 from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.generate import open_networks
 from snapfusion.json_file import read_json, write_json
@@ -59,6 +59,8 @@ PROMPTS = (
     "a violin, black silhouette",
 )
 
+STEPS = 50  # of a checkpoint that was distilled for none
+
 
 @dataclass(frozen=True)
 class Config:
@@ -84,8 +86,8 @@ class Config:
     genai: bool = False
     """Whether to add OpenVINO's own tokenizer, so that OpenVINO GenAI's Text2ImagePipeline draws the bundle, where its
     text encoder is CLIP's. Needs the extra genai."""
-    steps: int = 50
-    """Steps of the sampler."""
+    steps: int | None = None
+    """Steps of the sampler; by default those that the checkpoint was distilled for, or 50."""
     guidance: float = 7.5
     """How closely to follow the prompt."""
     scheduler: Scheduler = "ddim"
@@ -137,10 +139,11 @@ def run(config: Config, checkpoint: Path, out: Path, decoder: Path | None = None
         if not (out / MANIFEST).is_file() or read_json(out / MANIFEST).get("source") != source:
             raise ValueError(f"got --out {out}, which holds something else; remove it or name a new folder")
         return Result(out, read_bundle(out).manifest.figures)
+    steps = config.steps or load_schedule(checkpoint).distilled_steps or STEPS
     manifest = Manifest(
         name=config.name or checkpoint.resolve().name,
         snapfusion=__version__,
-        defaults=Defaults(config.steps, config.guidance, config.scheduler),
+        defaults=Defaults(steps, config.guidance, config.scheduler),
         runtimes=stored,
         licences=_licences(checkpoint),
         source=source,
