@@ -54,9 +54,10 @@ def _rows(recipe: Recipe, costs: Costs, pictures: int) -> Iterator[Row]:
         yield _distill_steps(direct(recipe.distill_steps), costs, pictures)
     if recipe.distill_decoder is not None:
         yield _distill_decoder(recipe.distill_decoder, costs)
-    yield _export(recipe.export, costs)
+    steps = recipe.export.steps or (export.STEPS if recipe.distill_steps is None else recipe.distill_steps.steps)
+    yield _export(recipe.export, steps, costs)
     if recipe.evaluate is not None:
-        yield _evaluate(recipe.evaluate, recipe.export.steps, costs, pictures)
+        yield _evaluate(recipe.evaluate, steps, costs, pictures)
 
 
 def _velocity(config: to_velocity.VelocityConfig, costs: Costs, pictures: int) -> Row:
@@ -102,9 +103,9 @@ def _distill_decoder(config: distill_decoder.Config, costs: Costs) -> Row:
     return Row("distill_decoder", drawn + trained, memory, _checkpoint(costs) + latents * costs.latent * HALF)
 
 
-def _export(config: export.Config, costs: Costs) -> Row:
+def _export(config: export.Config, steps: int, costs: Costs) -> Row:
     """Pictures by torch and by the bundle."""
-    drawn = 2 * len(config.prompts) * _picture(costs, config.steps)
+    drawn = 2 * len(config.prompts) * _picture(costs, steps)
     return Row("export", drawn, 3 * LOADED * costs.parameters, _checkpoint(costs))
 
 

@@ -36,7 +36,7 @@ def stickers() -> Recipe:
         evolve=evolve.Config(),
         distill_steps=distill_steps.Config(),
         distill_decoder=distill_decoder.Config(guidance=4.0),
-        export=export.Config(name="stickers", steps=8, guidance=4.0),
+        export=export.Config(name="stickers", guidance=4.0),
         evaluate=evaluate.Config(),
     )
 
@@ -49,7 +49,7 @@ def sd15() -> Recipe:
         evolve=evolve.Config(guidance=7.5, batch=256, accumulate=8, gradient_checkpointing=True),
         distill_steps=distill_steps.Config(batch=256, accumulate=8, gradient_checkpointing=True, lr=5e-5),
         distill_decoder=distill_decoder.Config(batch=16),
-        export=export.Config(steps=8, text_encoder="fp16", unet="fp16", vae_decoder="fp16"),
+        export=export.Config(text_encoder="fp16", unet="fp16", vae_decoder="fp16"),
         evaluate=evaluate.Config(),
     )
 
