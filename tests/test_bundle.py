@@ -42,7 +42,20 @@ def test_a_bundle_says_what_it_is(tiny_bundle: Path) -> None:
     assert bundle.length == 16
     assert bundle.schedule.prediction_type == "v_prediction"
     assert bundle.manifest.defaults == Defaults(steps=3, guidance=2.0, scheduler="ddim")
-    assert bundle.hash == hashlib.sha256((tiny_bundle / MANIFEST).read_bytes()).hexdigest()
+
+
+def test_the_hash_stands_for_all_that_draws_and_for_nothing_measured(tiny_bundle: Path, tmp_path: Path) -> None:
+    def hash_with(**changed: object) -> str:
+        record = json.loads((tiny_bundle / MANIFEST).read_text())
+        (bundle / MANIFEST).write_text(json.dumps({**record, **changed}))
+        return read_bundle(bundle).hash
+
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    own = read_bundle(tiny_bundle).hash
+    assert hash_with(figures={"load_seconds": 1.5}) == own
+    assert hash_with(defaults={"steps": 4, "guidance": 2.0, "scheduler": "ddim"}) != own
+    assert hash_with(source={}) != own
 
 
 def test_the_manifest_lists_every_other_file_with_its_hash(tiny_bundle: Path) -> None:

@@ -9,6 +9,7 @@ file more, none less, none changed, none outside the folder, and none of a kind 
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -92,7 +93,7 @@ class Bundle:
 
     folder: Path
     hash: str
-    """SHA-256 of manifest.json, which stands for every file."""
+    """SHA-256 of what manifest.json says but for its figures: it stands for every file, and holds no time measured."""
     manifest: Manifest
     wanted: Runtime | None
     """What is to draw; None for the best that is installed."""
@@ -148,7 +149,7 @@ def bundle_in(folder: Path, manifest: Manifest, wanted: Runtime | None = None) -
     size = int(unet["sample_size"])
     return Bundle(
         folder=folder,
-        hash=_fingerprint(folder / MANIFEST)["sha256"] if (folder / MANIFEST).is_file() else "",
+        hash=_hash(read_json(folder / MANIFEST)) if (folder / MANIFEST).is_file() else "",
         manifest=manifest,
         wanted=wanted,
         tokenizer=tokenizer,
@@ -219,6 +220,11 @@ def _check_files(folder: Path, listed: Any, needed: set[str]) -> None:
             )
         if _fingerprint(folder / name) != expected:
             raise ValueError(f"{folder}: {name}: got other content than was sealed (SHA-256); fetch the bundle again")
+
+
+def _hash(record: Mapping[str, Any]) -> str:
+    said = {name: value for name, value in record.items() if name != "figures"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _names(folder: Path) -> list[str]:

@@ -37,6 +37,7 @@ from snapfusion.stages.distill_steps.training import (
 
 HELD_OUT_BATCHES = 4
 PICTURES_AT_ONCE = 8
+SNR_GAMMA = 5.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,10 @@ def convert(config: VelocityConfig, before: Checkpoint, data: Path, folder: Path
 
 def draw(cache: Cache, schedule: Schedule, config: VelocityConfig, step: int) -> Batch:
     """The batch of one step, over all of the schedule's t."""
-    return draw_batch(cache, schedule, config.batch, config.dropout, config.seed, step, config.recoloured)
+    # The velocity in a predicted noise has that noise's error, 1 / alpha times as large: min-SNR evens it out.
+    return draw_batch(
+        cache, schedule, config.batch, config.dropout, config.seed, step, config.recoloured, snr_gamma=SNR_GAMMA
+    )
 
 
 @torch.no_grad()
