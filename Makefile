@@ -10,7 +10,7 @@ DEMO_VENV := .venv-demo
 .PHONY: demo test test-engines check clean
 
 # As environment variables: quotes in a prompt then need no escaping in the recipe.
-demo: export PROMPT := a red fox, 3D render
+demo: export PROMPT := a red car, 3D render
 demo: export OUT := demo.png
 demo: $(DEMO_VENV)/.installed
 	@$(DEMO_VENV)/bin/snapfusion generate "$$PROMPT" --out "$$OUT"
