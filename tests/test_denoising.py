@@ -12,6 +12,17 @@ from snapfusion.stages.train.unet import sticker_schedule
 NOISE_SCHEDULE = Schedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)  # Stable Diffusion's
 
 
+def nothing() -> Cache:
+    """One picture whose latent is zero."""
+    return Cache(
+        latents=torch.zeros(1, 4, 8, 8).half(),
+        mirrored=torch.zeros(1, 4, 8, 8).half(),
+        captions=torch.zeros(1, 1, dtype=torch.int64),
+        embeddings=torch.zeros(1, 5, 3).half(),
+        recoloured=torch.zeros(1, dtype=torch.bool),
+    )
+
+
 def test_batches_depend_on_seed_and_step_alone() -> None:
     cache = Cache(
         latents=torch.randn(6, 4, 8, 8).half(),
@@ -44,13 +55,7 @@ def test_min_snr_weight_by_hand(schedule: Schedule, other: int) -> None:
 
 
 def test_noise_levels_count_alike_unless_min_snr_is_asked_for() -> None:
-    cache = Cache(
-        latents=torch.zeros(1, 4, 8, 8).half(),
-        mirrored=torch.zeros(1, 4, 8, 8).half(),
-        captions=torch.zeros(1, 1, dtype=torch.int64),
-        embeddings=torch.zeros(1, 5, 3).half(),
-        recoloured=torch.zeros(1, dtype=torch.bool),
-    )
+    cache = nothing()
     schedule = sticker_schedule()
     plain, weighted = (draw_batch(cache, schedule, 8, 0.0, 0, 0, 0.0, gamma) for gamma in (None, 5.0))
     assert torch.equal(plain.t, weighted.t)
@@ -59,13 +64,7 @@ def test_noise_levels_count_alike_unless_min_snr_is_asked_for() -> None:
 
 
 def test_where_the_checkpoint_predicts_noise_the_noise_is_the_target() -> None:
-    cache = Cache(
-        latents=torch.zeros(1, 4, 8, 8).half(),
-        mirrored=torch.zeros(1, 4, 8, 8).half(),
-        captions=torch.zeros(1, 1, dtype=torch.int64),
-        embeddings=torch.zeros(1, 5, 3).half(),
-        recoloured=torch.zeros(1, dtype=torch.bool),
-    )
+    cache = nothing()
     batch = draw_batch(cache, NOISE_SCHEDULE, 4, dropout=0.0, seed=0, step=0, recoloured=0.0)
     sigma = torch.from_numpy(NOISE_SCHEDULE.sigmas[batch.t.numpy()]).float()[:, None, None, None]
     torch.testing.assert_close(batch.latent, sigma * batch.target)  # z = sigma eps, for x is nothing
