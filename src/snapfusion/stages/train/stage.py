@@ -68,7 +68,7 @@ class Config:
     snr_gamma: float | None = None
     """Where to cut min-SNR weights, 5 as a rule. By default all noise levels count alike: see docs/log.md."""
     repa: float = 0.5
-    """Weight of representation alignment, a second aim (see repa.py); 0 for none. What it gains is open: docs/log.md."""
+    """Weight of representation alignment (see repa.py), 0 for none. What it gains is open: see docs/log.md."""
     recoloured: float = 0.12
     """Share that are copies with a turned hue, and say so."""
     variants: int = 8
