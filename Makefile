@@ -15,8 +15,9 @@ demo: export OUT := demo.png
 demo: $(DEMO_VENV)/.installed
 	@$(DEMO_VENV)/bin/snapfusion generate "$$PROMPT" --out "$$OUT"
 
+# One process a core, each on one thread (tests/conftest.py): most of a test is Python, and tiny networks gain nothing from more.
 test: .venv/.installed
-	.venv/bin/pytest
+	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-engines: .venv-engines/.installed
 	.venv-engines/bin/pytest tests/engines

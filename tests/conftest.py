@@ -1,11 +1,15 @@
 """Checkpoints of the real classes, under a megabyte each. What builds them is imported late: few tests need torch."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch, which would take every core for each worker
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

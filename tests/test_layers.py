@@ -33,7 +33,7 @@ ROWS = (
     {"runtimes"},
     {"checkpoint"},
     {"fit", "metrics", "data", "model", "diffusion", "picture_file"},
-    {"tokens", "weights", "stage_folder", "progress"},
+    {"tokens", "weights", "stage_folder", "progress", "memory"},
     {"json_file"},
 )
 DRAWING = (

@@ -22,6 +22,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from snapfusion.memory import keep_freed_memory
 from snapfusion.progress import progress
 from snapfusion.stage_folder import PausedError
 from snapfusion.weights import load_whole, save_whole
@@ -109,6 +110,7 @@ def fit(
             batch does not divide into equal shares.
         PausedError: `max_seconds` are over before the last step; what was reached is saved.
     """
+    keep_freed_memory()
     accelerator = begin(config, folder)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
