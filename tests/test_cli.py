@@ -59,7 +59,7 @@ def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatc
 
 
 def test_a_group_of_commands_lists_its_own(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(commands.COMMANDS, "moon land", commands.generate)
+    monkeypatch.setitem(commands.COMMANDS, "moon land", commands.bundles.generate)
     assert cli.main(["moon", "--help"]) == 0
     assert capsys.readouterr().out.splitlines() == ["snapfusion moon land        Draw pictures from a prompt."]
     assert cli.main(["moon"]) == 2

@@ -6,10 +6,9 @@ Each part is skipped where its result is there; to resume after a kill, run the 
 """
 
 import logging
-import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from snapfusion.data.pairs import Pair, read_images
 from snapfusion.data.stickers import build
 from snapfusion.denoising import denoising_loss, draw_batch
 from snapfusion.fit import Fit, FitConfig, Share, fit
-from snapfusion.json_file import read_json, write_json
+from snapfusion.json_file import write_json
 from snapfusion.latents import Cache, Encoders, encode_images, encode_prompts, load_caches, train_and_cells
 from snapfusion.metrics.lpips import load_lpips
 from snapfusion.model.decoder import PatchAutoencoderKL
@@ -37,78 +36,13 @@ from snapfusion.model.unet import ElasticUNet
 from snapfusion.progress import log_to_terminal
 from snapfusion.stage_folder import PausedError
 from snapfusion.stages.train.autoencoder import Reconstruct, draw_crops, sticker_autoencoder
+from snapfusion.stages.train.config import Config, Result, check_config, printable, read_result
 from snapfusion.stages.train.repa import Aligned, draw_features, load_features, side_of
 from snapfusion.stages.train.sheet import PROMPTS
 from snapfusion.stages.train.unet import sticker_schedule, sticker_unet
 from snapfusion.stages.train.watch import Watch
 
 log = logging.getLogger(__name__)
-
-FREE = ("images", "patience", "observe_steps", "accumulate", "gradient_checkpointing", "tracker", "max_seconds")
-"""What may change in a run's config from one call to the next."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """How the stickers base is trained; the defaults are what two CPU cores can do."""
-
-    subset: Literal["core", "full"] = "core"
-    """Pictures of the UNet. The autoencoder always sees all of `train`."""
-    images: int = 1_400_000
-    """Pictures the UNet sees in all."""
-    batch: int = 32
-    lr: float = 5e-4
-    warmup: int = 300
-    """Steps over which the learning rate rises."""
-    decay: float = 0.1
-    """Share of the UNet's steps, at the end, over which the learning rate falls to zero."""
-    ema: float = 0.9995
-    dropout: float = 0.1
-    """Share of the pictures that are trained with the empty prompt."""
-    snr_gamma: float | None = None
-    """Where to cut min-SNR weights, 5 as a rule. By default all noise levels count alike: see docs/log.md."""
-    repa: float = 0.5
-    """Weight of representation alignment (see repa.py), 0 for none. What it gains is open: see docs/log.md."""
-    recoloured: float = 0.12
-    """Share that are copies with a turned hue, and say so."""
-    variants: int = 8
-    """Different sentences for a picture."""
-    length: int = 32
-    """Tokens of a prompt."""
-    autoencoder: Literal["keep", "train", "decoder"] = "keep"
-    """With `init`: keep its autoencoder, train it on, or its decoder alone, which leaves latents and UNet valid."""
-    autoencoder_images: int = 40_000
-    autoencoder_batch: int = 8
-    autoencoder_lr: float = 1e-3
-    kl_weight: float = 1e-3
-    lpips_weight: float = 0.5
-    observe_steps: int = 1000
-    """Steps between two sheets and two looks at the held-out loss."""
-    patience: int = 8
-    """Looks without a better held-out loss after which the UNet's training stops."""
-    seed: int = 0
-    accumulate: int = 1
-    """Parts in which each process computes its share of a batch, to save memory."""
-    gradient_checkpointing: bool = False
-    """Compute the UNet's activations twice, to save memory."""
-    tracker: str | None = "tensorboard"
-    """What draws the curves: any that accelerate knows by name."""
-    max_seconds: float = math.inf
-    """Stop cleanly after this long; the same command goes on."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished run came to."""
-
-    steps: int
-    images: int
-    held_out_loss: float
-    checkpoint: str
-
-    def describe(self) -> str:
-        """What happened, in a line."""
-        return f"{self.checkpoint}: {self.images} pictures, held-out loss {self.held_out_loss:.4f}"
 
 
 def start(config: Config, data: Path | None, out: Path, init: Path | None = None) -> Result:
@@ -179,36 +113,6 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
     result = Result(steps, steps * config.batch, best, str(out / "checkpoint"))
     write_json(out / "result.json", {"config": printable(config), "result": asdict(result)})
     return result
-
-
-def check_config(config: Config, init: Path | None, out: Path) -> None:
-    """Remember what a run's folder is for, and refuse to use it for something else."""
-    wanted = {**printable(config), "init": None if init is None else str(init)}
-    file = out / "config.json"
-    if file.exists():
-        there = read_json(file)
-        changed = [name for name in wanted if name not in FREE and there.get(name) != wanted[name]]
-        if changed:
-            name = changed[0]
-            raise ValueError(
-                f"got {name} {wanted[name]!r} for {out}, expected {there.get(name)!r} as it was begun; "
-                "name another --out"
-            )
-    write_json(file, wanted)
-
-
-def read_result(config: Config, out: Path) -> Result | None:
-    """What a run of this very config came to, if it is finished."""
-    file = out / "result.json"
-    written = read_json(file) if file.exists() else {}
-    if written.get("config") != printable(config):
-        return None
-    return Result(**{field.name: written["result"][field.name] for field in fields(Result)})
-
-
-def printable(config: Config) -> dict[str, Any]:
-    """The config as JSON has it: no infinities."""
-    return {name: None if value == math.inf else value for name, value in asdict(config).items()}
 
 
 def seeded(seed: int, build: Any) -> Any:
