@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from snapfusion.diffusion.schedule import Schedule, add_noise, velocity
@@ -19,8 +20,6 @@ class Batch:
     embedding: Tensor  # [B, L, D]
     target: Tensor  # [B, C, h, w], v or the noise
     weight: Tensor  # [B]
-    rows: Tensor  # [B] int64, places in the cache
-    mirrored: Tensor  # [B] bool
 
     def __getitem__(self, rows: slice) -> "Batch":
         """Some of its rows: a process's share."""
@@ -36,13 +35,15 @@ def draw_batch(
     step: int,
     recoloured: float,
     snr_gamma: float | None = None,
+    shift: float = 1.0,
 ) -> Batch:
     """The batch of one step, chosen by (seed, step) alone; a share `dropout` has the empty prompt.
 
-    With `snr_gamma` the noise levels are weighted by min-SNR; else all alike, as the paper writes its losses.
+    With `snr_gamma` the noise levels are weighted by min-SNR; else all alike, as the paper writes its losses. For
+    `shift` see `shifted`.
     """
     drawn = draw_examples(cache, batch, seed, step, dropout, recoloured)
-    device, t = cache.latents.device, (drawn.place * schedule.num_train_timesteps).astype(np.int64)
+    device, t = cache.latents.device, (shifted(drawn.place, shift) * schedule.num_train_timesteps).astype(np.int64)
     levels = (torch.from_numpy(level[t]).float().to(device) for level in (schedule.alphas, schedule.sigmas))
     alpha, sigma = (level[:, None, None, None] for level in levels)
     return Batch(
@@ -55,9 +56,15 @@ def draw_batch(
         weight=torch.ones(batch, device=device)
         if snr_gamma is None
         else min_snr_weight(schedule, t, snr_gamma).to(device),
-        rows=drawn.rows,
-        mirrored=drawn.mirrored,
     )
+
+
+def shifted(place: NDArray[np.float64], shift: float) -> NDArray[np.float64]:
+    """Places `[B]` in 0..1, from the clean end to the noisy one, moved towards the noise (arXiv 2403.03206, Eq. 23).
+
+    Of uniform ones a share shift / (1 + shift) is then in the noisier half.
+    """
+    return shift * place / (1 + (shift - 1) * place)
 
 
 def min_snr_weight(schedule: Schedule, t: np.ndarray, gamma: float = 5.0) -> Tensor:

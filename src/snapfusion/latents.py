@@ -57,8 +57,6 @@ class Examples:
     embedding: Tensor  # [B, L, D] float32, of a caption of each
     empty: Tensor  # [1, L, D] float32, of the empty prompt
     dropped: Tensor  # [B] bool, the share that is trained without its caption
-    rows: Tensor  # [B] int64, places in the cache
-    mirrored: Tensor  # [B] bool
     place: NDArray[np.float64]  # [B], one in each of B equal parts of 0..1: stratified, for a less noisy loss
 
     def dropped_embedding(self) -> Tensor:
@@ -86,17 +84,15 @@ def draw_examples(
     noise_seed = int(draw.integers(2**62))
 
     device = cache.latents.device
-    places, mirrored = torch.from_numpy(rows).to(device), torch.from_numpy(mirror).to(device)
+    places, flips = torch.from_numpy(rows).to(device), torch.from_numpy(mirror).to(device)
     sentences = cache.captions[places, torch.from_numpy(variants).to(device)]
-    x = torch.where(mirrored[:, None, None, None], cache.mirrored[places], cache.latents[places]).float()
+    x = torch.where(flips[:, None, None, None], cache.mirrored[places], cache.latents[places]).float()
     return Examples(
         x=x,
         noise=torch.randn(x.shape, generator=torch.Generator(device).manual_seed(noise_seed), device=device),
         embedding=cache.embeddings[sentences].float(),
         empty=cache.embeddings[:1].float(),
         dropped=torch.from_numpy(dropped).to(device),
-        rows=places,
-        mirrored=mirrored,
         place=place,
     )
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tiny_models
 from snapfusion.bundle import read_bundle
-from snapfusion.checkpoint import hash_of
+from snapfusion.checkpoint import hash_of, save_vae
 from snapfusion.cli import main
 from snapfusion.generate import open_bundle
 from snapfusion.json_file import read_json, write_json
+from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.runtimes.choice import RUNTIMES
 from snapfusion.runtimes.quantisation import psnr
 from snapfusion.stages.export import stage
@@ -158,6 +160,18 @@ def test_the_decoder_can_come_from_another_checkpoint(
     assert (source["checkpoint"], source["decoder"]) == (hash_of(tiny_checkpoint), hash_of(tiny_sd_checkpoint))
     with pytest.raises(ValueError, match="holds something else"):
         stage.run(config, tiny_checkpoint, out)
+
+
+def test_a_decoder_of_other_latents_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    wide = tiny_models.sticker_checkpoint().vae.config | {"latent_channels": 6}
+    save_vae(PatchAutoencoderKL.from_config(wide), other)
+    out = tmp_path / "bundle"
+    assert main(["export", str(tiny_checkpoint), "--decoder", str(other), "--out", str(out)]) == 2
+    assert "other: got a decoder of 6 channels, expected the UNet's 4" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["other"]
 
 
 def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,7 @@ from snapfusion.data.pairs import load_index, read_images
 from snapfusion.data.stickers import build
 from snapfusion.latents import captions_of, train_rows
 from snapfusion.metrics.lpips import Lpips
-from snapfusion.metrics.resnet import ResNet50
-from snapfusion.stages.train import repa, stage
+from snapfusion.stages.train import stage
 from snapfusion.stages.train.autoencoder import Reconstruct, draw_crops
 from snapfusion.stages.train.stage import Config, Result, run
 from tiny_stickers import tiny_packages
@@ -32,7 +31,6 @@ CONFIG = Config(
     observe_steps=3,
     length=16,
     variants=3,
-    repa=0.0,
 )
 
 
@@ -111,19 +109,6 @@ def test_a_run_goes_on_from_a_checkpoint_with_its_autoencoder(data: Path, tmp_pa
     assert any(not torch.equal(weights(first)[name], weights(second)[name]) for name in weights(first))
 
 
-def test_features_are_a_second_aim(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    resnet = ResNet50().eval()
-    monkeypatch.setattr(repa, "load_resnet", lambda: resnet)
-    with_features = run(replace(CONFIG, repa=0.5), data, tmp_path / "a")
-    monkeypatch.setattr(repa, "load_resnet", None)  # what is cached is not computed again
-    assert run(replace(CONFIG, repa=0.5, images=28), data, tmp_path / "a").images == 28
-    without = run(CONFIG, data, tmp_path / "b")
-    assert weights(with_features).keys() == weights(without).keys()  # the projection is no part of the checkpoint
-    assert any(not torch.equal(weights(with_features)[name], weights(without)[name]) for name in weights(without))
-
-
-@pytest.mark.parametrize("part", ["train", "decoder"])
 def test_an_autoencoder_trains_on_from_a_checkpoint(
     data: Path, tmp_path: Path, part: Literal["train", "decoder"]
 ) -> None:

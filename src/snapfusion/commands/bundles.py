@@ -48,6 +48,7 @@ def export() -> Command:
         *,
         out: Path,
         config: Annotated[stage.Config, OmitArgPrefixes],
+        decoder: Path | None = None,
         lora: Loras = (),
     ) -> None:
         """Pack a checkpoint into a bundle, and prove that it draws as torch does.
@@ -55,11 +56,13 @@ def export() -> Command:
         Args:
             checkpoint: A folder in diffusers' layout, a single .safetensors or a hub's name.
             out: The bundle's folder.
+            decoder: A checkpoint whose image decoder is packed in place of this one's, such as a distilled one.
             lora: FILE or FILE:SCALE, merged before anything else. Can be given several times.
         """
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
-            print(stage.run(config, as_folder(checkpoint, parsed(lora), Path(work) / "checkpoint"), out).describe())
+            folder = as_folder(checkpoint, parsed(lora), Path(work) / "checkpoint")
+            print(stage.run(config, folder, out, decoder).describe())
 
     return command
 

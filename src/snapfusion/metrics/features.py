@@ -47,22 +47,10 @@ def load_inception(device: str = "cpu", cache: Path | None = None) -> Backbone:
 
 def load_resnet50(device: str = "cpu", cache: Path | None = None) -> Backbone:
     """ResNet-50, otherwise as `load_inception`."""
-    return backbone("resnet50", load_resnet(cache).to(device), 224, device, _centre)
-
-
-def resnet50_input(images: Tensor) -> Tensor:
-    """What ResNet-50 takes, `[B, 3, 224, 224]`, of uint8 images `[B, H, W, 3]` on any device."""
-    return _centre(_resize(images, 224))
-
-
-def _centre(image: Tensor) -> Tensor:
-    """Red, green, blue in 0..255 as Keras' ResNet-50 wants them: blue first, each less its mean over ImageNet."""
-    return image.flip(1) - image.new_tensor((103.939, 116.779, 123.68)).view(1, 3, 1, 1)
-
-
-def _resize(images: Tensor, side: int) -> Tensor:
-    image = images.permute(0, 3, 1, 2).float()
-    return F.interpolate(image, (side, side), mode="bicubic", antialias=True).clamp(0, 255)
+    means = torch.tensor((103.939, 116.779, 123.68)).view(1, 3, 1, 1)  # of blue, green, red over ImageNet
+    return backbone(
+        "resnet50", load_resnet(cache).to(device), 224, device, lambda image: image.flip(1) - means.to(image.device)
+    )
 
 
 def backbone(name: str, network: Network, side: int, device: str, normalise: Callable[[Tensor], Tensor]) -> Backbone:
@@ -71,8 +59,9 @@ def backbone(name: str, network: Network, side: int, device: str, normalise: Cal
 
     @torch.inference_mode()
     def embed(images: Images) -> Vectors:
-        image = normalise(_resize(torch.from_numpy(images).to(device), side))
-        return run(image.contiguous()).float().cpu().numpy()
+        image = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
+        image = F.interpolate(image, (side, side), mode="bicubic", antialias=True).clamp(0, 255)
+        return run(normalise(image).contiguous()).float().cpu().numpy()
 
     return Backbone(name, embed)
 

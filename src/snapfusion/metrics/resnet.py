@@ -46,15 +46,11 @@ class ResNet50(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """`image` is blue, green, red in 0..255, each less its mean over ImageNet (`features.load_resnet50`)."""
-        return self.stages(image)[5].mean(dim=(2, 3))
-
-    def stages(self, image: Tensor) -> dict[int, Tensor]:
-        """What each stage puts out, by the number in its name: the last, 5, is `[B, 2048, 7, 7]`."""
         # Keras pads the pooling with zeros; behind a ReLU that is what torch's padding with -inf gives too.
-        hidden, outputs = F.max_pool2d(F.relu(self.conv1(image)), 3, 2, padding=1), {}
-        for name, block in self.blocks.items():
-            hidden = outputs[int(name[3])] = block(hidden)
-        return outputs
+        hidden = F.max_pool2d(F.relu(self.conv1(image)), 3, 2, padding=1)
+        for block in self.blocks.values():
+            hidden = block(hidden)
+        return hidden.mean(dim=(2, 3))
 
 
 def load_resnet(cache: Path | None = None) -> ResNet50:

@@ -30,8 +30,8 @@ class Config:
     """Share of the pictures that are trained with the empty prompt."""
     snr_gamma: float | None = None
     """Where to cut min-SNR weights, 5 as a rule. By default all noise levels count alike: see docs/log.md."""
-    repa: float = 0.5
-    """Weight of representation alignment (see repa.py), 0 for none. What it gains is open: see docs/log.md."""
+    noise_shift: float = 1.0
+    """Above 1, noisy levels are drawn more often than others (see denoising.shifted)."""
     recoloured: float = 0.12
     """Share that are copies with a turned hue, and say so."""
     variants: int = 8

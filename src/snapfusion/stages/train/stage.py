@@ -37,7 +37,6 @@ from snapfusion.progress import log_to_terminal
 from snapfusion.stage_folder import PausedError
 from snapfusion.stages.train.autoencoder import Reconstruct, draw_crops, sticker_autoencoder
 from snapfusion.stages.train.config import Config, Result, check_config, printable, read_result
-from snapfusion.stages.train.repa import Aligned, draw_features, load_features, side_of
 from snapfusion.stages.train.sheet import PROMPTS
 from snapfusion.stages.train.unet import sticker_schedule, sticker_unet
 from snapfusion.stages.train.watch import Watch
@@ -94,15 +93,9 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
         vae,
         encode_prompts(list(PROMPTS), encoders).to(device),
     )
-    features = None
-    if config.repa:
-        pairs, _ = train_and_cells(data, config.subset == "core")
-        side = side_of(unet, cache.latents.shape[-1])
-        features = load_features(out / "cache" / "features.safetensors", data, pairs, side, config.seed, device)
-        features = features.to(device)
     checkpoint, steps, paused = Checkpoint(tokenizer, config.length, text_encoder, unet, vae, schedule), 0, None
     try:
-        steps = train_unet(config, unet, cache, features, out / "unet", watch).step
+        steps = train_unet(config, unet, cache, out / "unet", watch).step
     except PausedError as error:
         paused = error  # but leave the best weights so far to look at
     best = watch.restore(unet)
@@ -172,27 +165,29 @@ def train_autoencoder(
     return load_vae(out)  # as everybody else will have it, rounded to float16
 
 
-def train_unet(
-    config: Config, unet: ElasticUNet, cache: Cache, features: torch.Tensor | None, folder: Path, watch: Watch
-) -> Fit:
-    """Train the UNet on cached latents, and on features of their pictures if there are any; see `fit`."""
+def train_unet(config: Config, unet: ElasticUNet, cache: Cache, folder: Path, watch: Watch) -> Fit:
+    """Train the UNet on cached latents; see `fit`."""
     schedule, steps = sticker_schedule(), config.images // config.batch
     # The fused attention's backward pass is slow in bf16 on a CPU, as are channels_last group norms: see docs/log.md.
     unet.set_attn_processor(AttnProcessor())
-    model = unet if features is None else seeded(config.seed, lambda: Aligned(unet, features.shape[1], config.repa))
-    model.train()
-    nn.Module.to(model, cache.latents.device)
+    unet.train()
 
     def loss(prepared: nn.Module, step: int, share: Share) -> torch.Tensor:
         batch = draw_batch(
-            cache, schedule, config.batch, config.dropout, config.seed, step, config.recoloured, config.snr_gamma
-        )[share.rows]
-        if features is None:
-            return denoising_loss(prepared, batch)
-        return prepared(batch, draw_features(features, batch))
+            cache,
+            schedule,
+            config.batch,
+            config.dropout,
+            config.seed,
+            step,
+            config.recoloured,
+            config.snr_gamma,
+            config.noise_shift,
+        )
+        return denoising_loss(prepared, batch[share.rows])
 
     return fit(
-        model,
+        unet,
         loss,
         FitConfig(
             steps,
@@ -208,6 +203,6 @@ def train_unet(
             name="UNet",
         ),
         folder,
-        lambda step, _: watch(step, unet),
+        watch,
         config.observe_steps,
     )
