@@ -26,7 +26,7 @@ from snapfusion.settings import settings_for
 from snapfusion.stages.export.footprint import blank_inputs
 from snapfusion.stages.export.modules import modules
 from snapfusion.stages.export.parity import measure
-from snapfusion.stages.export.stage import PROMPTS
+from snapfusion.stages.export.config import PROMPTS
 
 
 def main() -> None:

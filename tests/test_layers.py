@@ -33,6 +33,7 @@ ROWS = (
     {"runtimes"},
     {"checkpoint"},
     {"fit", "metrics", "data", "model", "diffusion", "picture_file"},
+    {"fit_state"},
     {"tokens", "weights", "stage_folder", "progress", "memory"},
     {"json_file"},
 )

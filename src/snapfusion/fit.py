@@ -6,7 +6,6 @@ that was killed and started again computes what an undisturbed one computes, and
 accumulation changes what it comes to.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -22,12 +21,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from snapfusion.fit_state import STATE, restore, save
 from snapfusion.memory import keep_freed_memory
 from snapfusion.progress import progress
 from snapfusion.stage_folder import PausedError
-from snapfusion.weights import load_whole, save_whole
-
-STATE = "state.safetensors"
 
 
 @dataclass(frozen=True)
@@ -231,39 +228,3 @@ def finite_mean(accelerator: Accelerator, losses: list[Tensor], step: int, folde
             "run again with a lower learning rate"
         )
     return mean
-
-
-def save(
-    accelerator: Accelerator, path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel
-) -> None:
-    """Write weights, moments and averages as one safetensors file, in the main process."""
-    if not accelerator.is_main_process:
-        return
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"ema.{index}": value for index, value in enumerate(ema.shadow_params)}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    save_whole(plain, path, {"fit": json.dumps({"step": step, "ema_steps": ema.optimization_step})})
-
-
-def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel) -> int:
-    """Load what `save` wrote, if it is there, and return the step to go on from."""
-    if not path.exists():
-        return 0
-    metadata, tensors = load_whole(path)
-    at = json.loads(metadata["fit"])
-    weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    if {name: value.shape for name, value in weights.items()} != {n: v.shape for n, v in model.state_dict().items()}:
-        raise ValueError(f"got the state of another model in {path}, expected this one's; name another output folder")
-    model.load_state_dict(weights)
-    for index, value in enumerate(ema.shadow_params):
-        value.copy_(tensors[f"ema.{index}"])
-    ema.optimization_step = at["ema_steps"]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, moment = name.split(".", 2)
-            state.setdefault(int(index), {})[moment] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return at["step"]

@@ -4,7 +4,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from transformers import CLIPTextModel
 from snapfusion import __version__
 from snapfusion.bundle import MANIFEST, Defaults, Manifest, Networks, bundle_in, read_bundle, seal_bundle
 from snapfusion.checkpoint import Checkpoint, hash_of, load_checkpoint, load_schedule, load_vae
-from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.generate import open_networks
 from snapfusion.json_file import read_json, write_json
 from snapfusion.runtimes import openvino
@@ -22,7 +21,6 @@ from snapfusion.runtimes.choice import (
     PARTS,
     RUNTIMES,
     Part,
-    Precision,
     Runtime,
     draws_here,
     is_installed,
@@ -33,95 +31,14 @@ from snapfusion.runtimes.quantisation import Calibration
 from snapfusion.runtimes.torch import Network, export_part
 from snapfusion.settings import settings_for
 from snapfusion.stages.export.calibrate import calibrations, record
+from snapfusion.stages.export.config import Config, Result
 from snapfusion.stages.export.footprint import footprints, size_of
 from snapfusion.stages.export.modules import modules
 from snapfusion.stages.export.parity import check, measure
 from snapfusion.tokens import tokenize, write_tokenizer
 
-OUTPUTS = {"text_encoder": "last_hidden_state", "unet": "out_sample", "vae_decoder": "sample"}
-# Subjects and styles that any text-to-image model knows something of.
-PROMPTS = (
-    "a red fox, 3D render",
-    "a blue whale, flat",
-    "a green apple, cartoon",
-    "a cat, black silhouette",
-    "a slice of pizza, 3D render",
-    "a sailing boat, flat",
-    "a smiling face, cartoon",
-    "a bicycle, black silhouette",
-    "a yellow flower, 3D render",
-    "a castle, flat",
-    "an owl, cartoon",
-    "a pine tree, black silhouette",
-    "a cup of coffee, 3D render",
-    "a rainbow over clouds, flat",
-    "a dragon, cartoon",
-    "a violin, black silhouette",
-)
-
 STEPS = 50  # of a checkpoint that was distilled for none
-
-
-@dataclass(frozen=True)
-class Config:
-    """What to pack, and how the bundle draws unless told otherwise."""
-
-    name: str | None = None
-    """What the bundle is called; by default as the checkpoint's folder."""
-    runtime: tuple[Runtime, ...] = ("openvino",)
-    """What is to run the networks; a bundle can hold files of several."""
-    precision: Precision | None = None
-    """How weights are stored. By default int8 for openvino, fp32 for onnx and executorch, fp16 for coreml, bf16 for
-    torch. w8a8 rounds what meets them to int8 too; not in the text encoder, which it hurts and hardly speeds up."""
-    text_encoder: Precision | None = None
-    """Of the text encoder alone."""
-    unet: Precision | None = None
-    """Of the UNet alone."""
-    vae_decoder: Precision | None = None
-    """Of the image decoder alone."""
-    w8a8_db: float = 35.0
-    """How near to torch w8a8 has to stay, dB: layers are kept in floating point, the worst first, until it does."""
-    halves: bool = False
-    """For coreml: the UNet as two programs in one package, where a phone's Neural Engine does not take the whole."""
-    genai: bool = False
-    """Whether to add OpenVINO's own tokenizer, so that OpenVINO GenAI's Text2ImagePipeline draws the bundle, where its
-    text encoder is CLIP's. Needs the extra genai."""
-    steps: int | None = None
-    """Steps of the sampler; by default those that the checkpoint was distilled for, or 50."""
-    guidance: float = 7.5
-    """How closely to follow the prompt."""
-    scheduler: Scheduler = "ddim"
-    """The sampler."""
-    prompts: tuple[str, ...] = PROMPTS
-    """What is drawn by torch and by the bundle to hold one against the other."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """The bundle, and what manifest.json says was measured on it."""
-
-    bundle: Path
-    figures: Mapping[str, Any]
-
-    def describe(self) -> str:
-        """The parity with torch, a line for each part of each runtime."""
-        lines = [f"{self.bundle}, against torch float32:"]
-        for runtime, parity in self.figures["parity"].items():
-            if "not_run" in parity:
-                lines.append(f"{runtime}: not run, because {parity['not_run']}")
-                continue
-            lines.append(f"{runtime} in {parity['computed_in']}")
-            lines += [f"  {part:<14}{_line(parity[part])}" for part in PARTS]
-            pictures = parity["pictures"]
-            lines.append(f"  {'pictures':<14}{pictures['median_psnr_db']:>6.1f} dB, median of {pictures['n']}")
-        return "\n".join(lines)
-
-
-def _line(figures: Mapping[str, Any]) -> str:
-    """A part's figures; not every system tells a process's peak."""
-    peak = f", at most {figures['peak_bytes'] / 1e6:.0f} MB of memory" if "peak_bytes" in figures else ""
-    size, seconds = figures["bytes"] / 1e6, figures["load_seconds"]
-    return f"{figures['psnr_db']:>6.1f} dB, {size:.1f} MB, opened in {seconds:.2f} s{peak}"
+OUTPUTS = {"text_encoder": "last_hidden_state", "unet": "out_sample", "vae_decoder": "sample"}
 
 
 def run(config: Config, checkpoint: Path, out: Path, decoder: Path | None = None) -> Result:
