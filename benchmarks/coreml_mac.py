@@ -23,10 +23,10 @@ from snapfusion.generate import open_networks
 from snapfusion.runtimes.choice import PARTS
 from snapfusion.runtimes.torch import Network
 from snapfusion.settings import settings_for
+from snapfusion.stages.export.config import PROMPTS
 from snapfusion.stages.export.footprint import blank_inputs
 from snapfusion.stages.export.modules import modules
 from snapfusion.stages.export.parity import measure
-from snapfusion.stages.export.config import PROMPTS
 
 
 def main() -> None:
