@@ -166,11 +166,11 @@ def test_a_decoder_of_other_latents_is_refused(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"
-    wide = tiny_models.sticker_checkpoint().vae.config | {"latent_channels": 6}
+    wide = {**tiny_models.sticker_checkpoint().vae.config, "latent_channels": 6, "_use_default_values": []}
     save_vae(PatchAutoencoderKL.from_config(wide), other)
     out = tmp_path / "bundle"
     assert main(["export", str(tiny_checkpoint), "--decoder", str(other), "--out", str(out)]) == 2
-    assert "other: got a decoder of 6 channels, expected the UNet's 4" in capsys.readouterr().err
+    assert "got 4 as the UNet's in_channels, expected 6" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["other"]
 
 

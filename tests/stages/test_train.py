@@ -109,6 +109,7 @@ def test_a_run_goes_on_from_a_checkpoint_with_its_autoencoder(data: Path, tmp_pa
     assert any(not torch.equal(weights(first)[name], weights(second)[name]) for name in weights(first))
 
 
+@pytest.mark.parametrize("part", ["train", "decoder"])
 def test_an_autoencoder_trains_on_from_a_checkpoint(
     data: Path, tmp_path: Path, part: Literal["train", "decoder"]
 ) -> None:

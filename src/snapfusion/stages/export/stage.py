@@ -82,9 +82,6 @@ def _pack(config: Config, manifest: Manifest, checkpoint: Path, decoder: Path, o
         raise ValueError("got --genai, expected CLIP as text encoder and --runtime openvino: it is OpenVINO's pipeline")
     if decoder != checkpoint:
         loaded = replace(loaded, vae=load_vae(decoder))
-        channels, expected = loaded.vae.config["latent_channels"], loaded.unet.config["in_channels"]
-        if channels != expected:
-            raise ValueError(f"{decoder}: got a decoder of {channels} channels, expected the UNet's {expected}")
     configs = {"text_encoder": checkpoint / "text_encoder", "unet": checkpoint / "unet", "vae_decoder": decoder / "vae"}
     _frame(loaded, configs, out)
     shutil.copyfile(checkpoint / "model_index.json", out / "model_index.json")
