@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from snapfusion.denoising import draw_batch, min_snr_weight
+from snapfusion.denoising import draw_batch, min_snr_weight, shifted
 from snapfusion.diffusion.schedule import Schedule, x_and_noise
 from snapfusion.latents import Cache
 from snapfusion.stages.train.unet import sticker_schedule
@@ -68,3 +68,20 @@ def test_where_the_checkpoint_predicts_noise_the_noise_is_the_target() -> None:
     batch = draw_batch(cache, NOISE_SCHEDULE, 4, dropout=0.0, seed=0, step=0, recoloured=0.0)
     sigma = torch.from_numpy(NOISE_SCHEDULE.sigmas[batch.t.numpy()]).float()[:, None, None, None]
     torch.testing.assert_close(batch.latent, sigma * batch.target)  # z = sigma eps, for x is nothing
+
+
+def test_noisy_levels_are_drawn_more_often() -> None:
+    uniform = (np.arange(10_000) + 0.5) / 10_000
+    assert np.array_equal(shifted(uniform, 1.0), uniform)
+    moved = shifted(uniform, 3.0)
+    assert moved[0] < 0.001  # the ends stay where they are
+    assert 0.999 < moved[-1] < 1
+    assert np.mean(moved > 0.5) == pytest.approx(3 / 4, abs=1e-3)
+    # arXiv 2403.03206, section 5.3.2: sigma / (1 - sigma) is multiplied by the shift
+    np.testing.assert_allclose(moved / (1 - moved), 3 * uniform / (1 - uniform), rtol=1e-9)
+
+
+def test_a_batch_is_drawn_at_the_shifted_levels() -> None:
+    plain, moved = (draw_batch(nothing(), sticker_schedule(), 64, 0.0, 0, 0, 0.0, shift=shift) for shift in (1.0, 2.0))
+    expected = shifted(plain.t.double().numpy() / 1000, 2.0) * 1000
+    np.testing.assert_allclose(moved.t.numpy(), expected, atol=2.5)  # t is whole, and the shift stretches its rounding

@@ -44,7 +44,7 @@ class Said(nn.Module):
         self.former = former
 
     def forward(self, latent: Tensor, t: int, embedding: Tensor) -> UNet2DConditionOutput:
-        batch = Batch(latent, torch.full((len(latent),), t), embedding, latent, torch.ones(len(latent)), *NOT_USED)
+        batch = Batch(latent, torch.full((len(latent),), t), embedding, latent, torch.ones(len(latent)))
         schedule = tiny_models.stable_diffusion_checkpoint().schedule
         return UNet2DConditionOutput(sample=own_velocity(self.former, batch, schedule, CONFIG))
 
@@ -61,14 +61,11 @@ def test_without_any_loss_the_pictures_stay(guidance: float) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
 
 
-NOT_USED = (torch.zeros(0), torch.zeros(0))  # which pictures they were
-
-
 def test_the_velocity_in_a_prediction_by_hand() -> None:
     checkpoint = tiny_models.stable_diffusion_checkpoint()
     latent, t, embedding = torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999]), torch.randn(3, 5, tiny_models.WIDTH)
     found = own_velocity(
-        checkpoint.unet, Batch(latent, t, embedding, latent, torch.ones(3), *NOT_USED), checkpoint.schedule, CONFIG
+        checkpoint.unet, Batch(latent, t, embedding, latent, torch.ones(3)), checkpoint.schedule, CONFIG
     )
     with torch.no_grad():
         noise = checkpoint.unet(latent, t, embedding).sample.double()

@@ -54,15 +54,7 @@ def batch() -> Batch:
     torch.manual_seed(1)
     latent, target = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
     weight = torch.tensor([0.5, 1.0, 2.0])
-    return Batch(
-        latent,
-        torch.tensor([10, 400, 900]),
-        torch.randn(3, 5, 12),
-        target,
-        weight,
-        torch.arange(3),
-        torch.zeros(3).bool(),
-    )
+    return Batch(latent, torch.tensor([10, 400, 900]), torch.randn(3, 5, 12), target, weight)
 
 
 def test_blocks_are_left_out_with_the_given_probability_independently() -> None:
