@@ -17,7 +17,7 @@ demo: $(DEMO_VENV)/.installed
 
 # One process a core, each on one thread (tests/conftest.py): most of a test is Python, and tiny networks gain nothing from more.
 test: .venv/.installed
-	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	.venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-engines: .venv-engines/.installed
 	.venv-engines/bin/pytest tests/engines

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
+from embedded import Autocast
 from rivals import PROMPT, SEED, Clock
 from snapfusion.bundle import EMBEDDED, PARTS, Bundle, Networks, read_bundle
 from snapfusion.checkpoint import hash_of, load_checkpoint
@@ -37,7 +36,6 @@ from snapfusion.stages.evaluate.speed import machine
 from snapfusion.stages.export import stage as export
 from snapfusion.stages.export.modules import modules
 
-BASE = ("base-torch-fp32", "base-torch-bf16", "base-openvino")
 BARS = {"base-openvino": 10, "base-torch-fp32": 25}
 GOAL = 43  # the paper's, on a phone
 HOST = 0.05
@@ -62,7 +60,7 @@ def rows_of(base: Path, base_bundle: Bundle, ours: Bundle, steps: int) -> dict[s
     parts = {part: Network(module) for part, module in modules(load_checkpoint(base)).items()}
     networks = {
         "base-torch-fp32": Networks(**parts),
-        "base-torch-bf16": Networks(**{part: autocast(network) for part, network in parts.items()}),
+        "base-torch-bf16": Networks(**{part: Autocast(network) for part, network in parts.items()}),
         "base-openvino": open_networks(base_bundle, guided),
     }
     hashes = {name: base_bundle.hash if name == "base-openvino" else hash_of(base) for name in networks}
@@ -70,16 +68,6 @@ def rows_of(base: Path, base_bundle: Bundle, ours: Bundle, steps: int) -> dict[s
     found = {name: row(base_bundle, opened, asked, hashes[name]) for name, opened in networks.items()}
     (asked,) = settings_for(ours, PROMPT, seed=SEED)
     return {**found, f"ours-{defaults.steps}": row(ours, open_networks(ours, guided), asked, ours.hash)}
-
-
-def autocast(network: Network) -> Callable[..., NDArray[np.float32]]:
-    """The network, computing in bfloat16 where torch can."""
-
-    def call(**inputs: NDArray[Any]) -> NDArray[np.float32]:
-        with torch.autocast("cpu", torch.bfloat16):
-            return network(**inputs)
-
-    return call
 
 
 def row(bundle: Bundle, networks: Networks, settings: Settings, sha256: str) -> Row:

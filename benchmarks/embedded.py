@@ -24,14 +24,13 @@ import openvino
 import torch
 from numpy.typing import NDArray
 
+from rivals import PROMPT, SEED
 from snapfusion.bundle import EMBEDDED, Networks, read_bundle
 from snapfusion.checkpoint import load_checkpoint
 from snapfusion.generate import generate, open_networks
 from snapfusion.runtimes.torch import Network
 from snapfusion.settings import settings_for
 from snapfusion.stages.export.modules import modules
-
-PROMPT, SEED = "a red fox, 3D render", 1
 
 
 class Autocast:

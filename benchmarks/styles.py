@@ -12,15 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from snapfusion.bench import subjects_of
+from snapfusion.bench import BATCH, subjects_of
 from snapfusion.data.pairs import Pair, load_index, read_images
 from snapfusion.data.prompts import prompt_of
 from snapfusion.metrics import judge_a
 from snapfusion.metrics.alignment import fit_judge
 from snapfusion.metrics.features import VectorStore, image_vectors, sentence_vectors
 from snapfusion.metrics.weights import default_cache
-
-BATCH = 16
 
 
 def accuracy(data: Path, pairs: list[Pair]) -> tuple[float, int]:

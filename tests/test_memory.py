@@ -1,3 +1,5 @@
+"""Memory that was freed is used again."""
+
 import subprocess
 import sys
 
@@ -19,7 +21,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's alone")
-def test_freed_memory_is_used_again_without_asking_the_system():
+def test_freed_memory_is_used_again_without_asking_the_system() -> None:
     faults = {
         how: int(subprocess.run([sys.executable, "-c", LOOP, how], capture_output=True, text=True, check=True).stdout)
         for how in ("keep", "default")

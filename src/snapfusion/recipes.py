@@ -29,7 +29,7 @@ Name = Literal["stickers", "sd15", "tiny"]
 
 
 def stickers() -> Recipe:
-    """The stickers base to a bundle that draws in 8 steps; by --dry-run a day on two CPU cores."""
+    """The stickers base to a bundle that draws in 8 steps; by --dry-run half a day to a day on two CPU cores."""
     return Recipe(
         velocity=VelocityConfig(),
         profile=profile.Config(),

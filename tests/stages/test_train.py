@@ -128,6 +128,12 @@ def test_a_folder_of_another_config_is_refused(data: Path, tmp_path: Path) -> No
         run(Config(**{**vars(CONFIG), "lr": 0.1}), data, tmp_path / "run")
 
 
+@pytest.mark.parametrize("shift", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_shift_that_leaves_the_noise_levels_is_refused(shift: float) -> None:
+    with pytest.raises(ValueError, match=r"got noise shift .*, expected a number above 0"):
+        replace(CONFIG, noise_shift=shift)
+
+
 def test_recoloured_copies_say_their_colour(data: Path) -> None:
     pairs = load_index(data)
     rows, words, images = train_rows(pairs, read_images(data, pairs), seed=0)

@@ -59,6 +59,10 @@ class Config:
     max_seconds: float = math.inf
     """Stop cleanly after this long; the same command goes on."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.noise_shift < math.inf:
+            raise ValueError(f"got noise shift {self.noise_shift}, expected a number above 0")
+
 
 @dataclass(frozen=True)
 class Result:
