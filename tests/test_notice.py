@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from snapfusion.data.packages import CLDR, EMOJIBASE, Package
-from snapfusion.data.styles import STYLES
+from snapfusion.data.styles import HANDS
 from snapfusion.metrics.weights import INCEPTION, LPIPS, RESNET, Archive
 
 ROOT = Path(__file__).parents[1]
 NOTICE = (ROOT / "NOTICE").read_text(encoding="utf-8")
-PINS = [CLDR, EMOJIBASE, INCEPTION, LPIPS, RESNET, *(style.package for style in STYLES)]
+PINS = [CLDR, EMOJIBASE, INCEPTION, LPIPS, RESNET, *(hand.package for hand in HANDS)]
 
 
 @pytest.mark.parametrize("pin", PINS, ids=[pin.name for pin in PINS])

@@ -11,7 +11,7 @@ import pytest
 
 from snapfusion.data import concepts, stickers
 from snapfusion.data.packages import Package
-from snapfusion.data.styles import STYLES, slug
+from snapfusion.data.styles import HANDS, slug
 
 THINGS = {
     "1f98a": ("fox", "#e06010"),
@@ -62,17 +62,17 @@ def tiny_packages(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         package = archive(cache, getattr(concepts, name), files)
         monkeypatch.setattr(concepts, name, package)
         monkeypatch.setattr(stickers, name, package)
-    styles = []
-    for style in STYLES:
+    hands = []
+    for hand in HANDS:
         bodies = {code: f'<circle cx="16" cy="16" r="10" fill="{colour}"/>' for code, (_, colour) in THINGS.items()}
         frame = '<svg xmlns="http://www.w3.org/2000/svg" width="32" height="32" viewBox="0 0 32 32">'
-        if style.named_by == "file":
+        if hand.named_by == "file":
             files = {f"assets/{code}.svg": f"{frame}{body}</svg>".encode() for code, body in bodies.items()}
         else:
             icons = {slug(THINGS[code][0]): {"body": body} for code, body in bodies.items()}
             chars = {code: slug(label) for code, (label, _) in THINGS.items()}
             table = {"icons": icons, "width": 32, "height": 32}
             files = {"icons.json": json.dumps(table).encode(), "chars.json": json.dumps(chars).encode()}
-        styles.append(replace(style, package=archive(cache, style.package, files)))
-    monkeypatch.setattr(stickers, "STYLES", tuple(styles))
+        hands.append(replace(hand, package=archive(cache, hand.package, files)))
+    monkeypatch.setattr(stickers, "HANDS", tuple(hands))
     return cache

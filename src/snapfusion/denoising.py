@@ -1,5 +1,6 @@
 """What a UNet is trained to do: predict v (Eq. 6), or the noise where its checkpoint does that."""
 
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -57,6 +58,12 @@ def draw_batch(
         if snr_gamma is None
         else min_snr_weight(schedule, t, snr_gamma).to(device),
     )
+
+
+def check_shift(shift: float) -> None:
+    """Raises `ValueError` for what `shifted` cannot take."""
+    if not 0 < shift < math.inf:
+        raise ValueError(f"got noise shift {shift}, expected a number above 0")
 
 
 def shifted(place: NDArray[np.float64], shift: float) -> NDArray[np.float64]:

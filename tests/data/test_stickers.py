@@ -11,7 +11,7 @@ from PIL import Image
 from snapfusion.data.concepts import Concept
 from snapfusion.data.pairs import load_index, read_images
 from snapfusion.data.stickers import build, split_of, split_pairs
-from snapfusion.data.styles import STYLES
+from snapfusion.data.styles import HANDS
 from tiny_stickers import THINGS, tiny_packages
 
 
@@ -20,10 +20,10 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tiny_packages(tmp_path / "packages", monkeypatch)
 
 
-def test_builds_every_concept_in_every_style(packages: Path, tmp_path: Path) -> None:
+def test_builds_every_concept_by_every_hand(packages: Path, tmp_path: Path) -> None:
     out = build(tmp_path / "set", size=32, cache=packages, workers=1)
     pairs = load_index(out)
-    assert len(pairs) == len(THINGS) * len(STYLES)
+    assert len(pairs) == len(THINGS) * len(HANDS)
     fox = next(pair for pair in pairs if pair.label == "fox")
     assert fox.tags == ("tag", "animal", "sly")
     assert fox.colour == "orange"
@@ -33,7 +33,7 @@ def test_builds_every_concept_in_every_style(packages: Path, tmp_path: Path) -> 
     np.testing.assert_array_equal(images[0, 16, 16], (0xE0, 0x60, 0x10))
     card = json.loads((out / "card.json").read_text())
     assert card["dropped"] == {"flags": 1, "letters and digits": 1, "skin tones and hair": 0}
-    assert Image.open(out / "contact-sheet.webp").width == 96 * len(STYLES)
+    assert Image.open(out / "contact-sheet.webp").width == 96 * len(HANDS)
 
 
 def test_the_same_packages_give_the_same_bytes(packages: Path, tmp_path: Path) -> None:
@@ -66,8 +66,8 @@ def test_no_held_out_picture_has_one_of_its_group_in_train() -> None:
     """Over more concepts than the real set has; every fourth is a variant of the one before."""
     many = [Concept(f"{k:x}", f"thing {k}", (), 3, "animal-mammal", f"{k - (k % 4 == 3)}") for k in range(3000)]
     drawn = {
-        style.name: {concept.code: b"" for k, concept in enumerate(many) if (k // 7 + place) % 3}
-        for place, style in enumerate(STYLES)
+        hand.source: {concept.code: b"" for k, concept in enumerate(many) if (k // 7 + place) % 3}
+        for place, hand in enumerate(HANDS)
     }
     pairs = list(split_pairs(many, drawn))
     train = {(pair.base, pair.family) for pair in pairs if pair.split == "train"}

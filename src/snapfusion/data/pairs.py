@@ -24,7 +24,7 @@ class Pair:
     label: str  # "red apple"; the whole caption where there is no style
     tags: tuple[str, ...]
     base: str  # variants of one thing share it; what the splits hash
-    style: str  # see `styles.STYLES`; "" for pictures that are not ours
+    style: str  # see `styles.HANDS`; "" for pictures that are not ours
     family: str  # one hand's art
     colour: str | None  # "red", where the picture has one colour
     core: bool  # in the small set

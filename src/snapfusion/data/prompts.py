@@ -9,9 +9,9 @@ import re
 import numpy as np
 
 from snapfusion.data.pairs import Pair
-from snapfusion.data.styles import STYLES
+from snapfusion.data.styles import HANDS
 
-STYLE_WORDS = {style.name: style.words for style in STYLES}
+STYLE_WORDS = {hand.style: hand.words for hand in HANDS}
 STYLED = 0.8  # share of the captions that name the style
 TAGGED = 0.25  # share that name something of the picture besides its label
 COLOURED = 0.3  # share of the captions of a one-coloured picture that name its colour

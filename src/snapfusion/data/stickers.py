@@ -30,7 +30,7 @@ from snapfusion.data.colours import colour_of
 from snapfusion.data.concepts import Concept, load_concepts
 from snapfusion.data.packages import CLDR, EMOJIBASE, Package
 from snapfusion.data.pairs import INDEX, Pair, read_images
-from snapfusion.data.styles import STYLES, Style, pictures
+from snapfusion.data.styles import HANDS, Hand, pictures
 
 PICTURES_PER_SHARD = 1000
 CONCEPTS_HELD_OUT = 0.055  # share of the bases that no style of `train` shows
@@ -52,7 +52,7 @@ def build(out: Path, size: int = 256, cache: Path | None = None, workers: int | 
     """
     if not 16 <= size <= 1024:
         raise ValueError(f"got size {size}, expected 16 to 1024 pixels; 256 is what the stickers base was trained on")
-    recipe = {"size": size, "packages": [asdict(package) for package in packages()], "format": 1}
+    recipe = {"size": size, "packages": [asdict(package) for package in packages()], "format": 2}
     card_file = out / "card.json"
     if card_file.exists() and json.loads(card_file.read_text())["recipe"] == recipe:
         return out
@@ -60,13 +60,13 @@ def build(out: Path, size: int = 256, cache: Path | None = None, workers: int | 
         raise ValueError(f"got {out} with other files in it, expected an empty or a new folder; name another --out")
     cache = cache or out.parent / "packages"
     concepts, dropped = load_concepts(cache)
-    drawings = {style.name: pictures(style, concepts, cache) for style in STYLES}
+    drawings = {hand.source: pictures(hand, concepts, cache) for hand in HANDS}
     pairs = list(split_pairs(concepts, drawings))
 
     partial = out.with_name(f".{out.name}.partial")
     (partial / "shards").mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        sources = ((drawings[pair.style][pair.code], size) for pair in pairs)
+        sources = ((drawings[pair.source][pair.code], size) for pair in pairs)
         rendered = pool.map(render, sources, chunksize=16)
         progress = tqdm(
             zip(pairs, rendered, strict=True), total=len(pairs), unit="picture", desc="rendering", disable=None
@@ -84,7 +84,7 @@ def build(out: Path, size: int = 256, cache: Path | None = None, workers: int | 
 
 def packages() -> list[Package]:
     """Every package the set is made of."""
-    return [EMOJIBASE, CLDR, *(style.package for style in STYLES)]
+    return [EMOJIBASE, CLDR, *(hand.package for hand in HANDS)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -108,28 +108,28 @@ def split_of(base: str, family: str, families: set[str]) -> str:
 
 
 def split_pairs(concepts: list[Concept], drawings: dict[str, dict[str, bytes]]) -> Iterator[Pair]:
-    """One `Pair` for each concept and each style that draws it, in a fixed order."""
+    """One `Pair` for each concept and each hand that draws it, in a fixed order; `drawings` by the hands' source."""
     families: dict[str, set[str]] = defaultdict(set)
-    for style in STYLES:
+    for hand in HANDS:
         for concept in concepts:
-            if concept.code in drawings[style.name]:
-                families[concept.base].add(style.family)
+            if concept.code in drawings[hand.source]:
+                families[concept.base].add(hand.family)
     for concept in concepts:
-        for style in STYLES:
-            if concept.code in drawings[style.name]:
+        for hand in HANDS:
+            if concept.code in drawings[hand.source]:
                 yield Pair(
-                    key=f"{concept.code}.{style.name}".replace(".", "_"),
+                    key=f"{concept.code}.{hand.name}".replace(".", "_"),
                     code=concept.code,
                     label=concept.label,
                     tags=concept.tags,
                     base=concept.base,
-                    style=style.name,
-                    family=style.family,
+                    style=hand.style,
+                    family=hand.family,
                     colour=None,  # known once it is drawn
-                    core=concept.core and style.core,
-                    split=split_of(concept.base, style.family, families[concept.base]),
-                    source=f"{style.package.name}@{style.package.version}",
-                    licence=style.package.licence,
+                    core=concept.core and hand.core,
+                    split=split_of(concept.base, hand.family, families[concept.base]),
+                    source=hand.source,
+                    licence=hand.package.licence,
                     shard="",
                 )
 
@@ -208,13 +208,13 @@ def count(pairs: list[Pair], field: str) -> dict[str, int]:
 
 
 def contact_sheet(folder: Path, pairs: list[Pair], side: int = 96) -> Image.Image:
-    """A row for each of a few concepts, a column for each style."""
-    wanted: list[tuple[Style, str]] = [(style, label) for label in SHEET_LABELS for style in STYLES]
-    rows = {(pair.style, pair.label): pair for pair in pairs}
-    sheet = Image.new("RGB", (side * len(STYLES), side * len(SHEET_LABELS)), "white")
-    for position, (style, label) in enumerate(wanted):
-        pair = rows.get((style.name, label))
+    """A row for each of a few concepts, a column for each hand."""
+    wanted: list[tuple[Hand, str]] = [(hand, label) for label in SHEET_LABELS for hand in HANDS]
+    rows = {(pair.source, pair.label): pair for pair in pairs}
+    sheet = Image.new("RGB", (side * len(HANDS), side * len(SHEET_LABELS)), "white")
+    for position, (hand, label) in enumerate(wanted):
+        pair = rows.get((hand.source, label))
         if pair is not None:
             picture = Image.fromarray(read_images(folder, [pair])[0]).resize((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(picture, (position % len(STYLES) * side, position // len(STYLES) * side))
+            sheet.paste(picture, (position % len(HANDS) * side, position // len(HANDS) * side))
     return sheet

@@ -1,4 +1,4 @@
-"""The drawing styles of the sticker set, and where each keeps its pictures.
+"""The drawing hands of the sticker set: the style that each counts as, and where it keeps its pictures.
 
 A *family* is one hand's art: fluent's four styles are drawn over the same outlines, so holding out one of them and
 training on another would not be holding out anything.
@@ -15,10 +15,11 @@ from snapfusion.data.packages import Package, fetch, read
 
 
 @dataclass(frozen=True)
-class Style:
-    """One style: the words that a prompt uses for it, its package, and how its files are named."""
+class Hand:
+    """One hand that draws: its style, the words that a prompt uses for it, its package, and how its files are named."""
 
     name: str
+    style: str
     words: tuple[str, ...]
     family: str
     package: Package
@@ -27,9 +28,15 @@ class Style:
     )
     core: bool = False
 
+    @property
+    def source(self) -> str:
+        """The package, as the index names it."""
+        return f"{self.package.name}@{self.package.version}"
 
-STYLES = (
-    Style(
+
+HANDS = (
+    Hand(
+        "3d",
         "3d",
         ("3D render", "3D"),
         "fluent",
@@ -42,7 +49,8 @@ STYLES = (
         "file",
         core=True,
     ),
-    Style(
+    Hand(
+        "glossy",
         "glossy",
         ("glossy",),
         "fluent",
@@ -54,7 +62,8 @@ STYLES = (
         ),
         "file",
     ),
-    Style(
+    Hand(
+        "flat",
         "flat",
         ("flat",),
         "fluent",
@@ -66,7 +75,8 @@ STYLES = (
         ),
         "chars",
     ),
-    Style(
+    Hand(
+        "silhouette",
         "silhouette",
         ("black silhouette", "silhouette"),
         "fluent",
@@ -79,7 +89,8 @@ STYLES = (
         "chars",
         core=True,
     ),
-    Style(
+    Hand(
+        "gradient",
         "gradient",
         ("soft gradient",),
         "noto",
@@ -92,7 +103,8 @@ STYLES = (
         "chars",
         core=True,
     ),
-    Style(
+    Hand(
+        "blob",
         "blob",
         ("blob",),
         "noto-v1",
@@ -104,9 +116,10 @@ STYLES = (
         ),
         "slug",
     ),
-    Style(
+    Hand(
         "simple",
-        ("simple flat",),
+        "flat",
+        ("flat",),
         "twemoji",
         Package(
             "@iconify-json/twemoji",
@@ -116,7 +129,8 @@ STYLES = (
         ),
         "chars",
     ),
-    Style(
+    Hand(
+        "cartoon",
         "cartoon",
         ("cartoon",),
         "emojione",
@@ -132,10 +146,10 @@ STYLES = (
 )
 
 
-def pictures(style: Style, concepts: list[Concept], cache: Path) -> dict[str, bytes]:
-    """The style's drawing of every concept that it has: code point -> SVG or WebP bytes."""
-    archive = fetch(style.package, cache)
-    if style.named_by == "file":
+def pictures(hand: Hand, concepts: list[Concept], cache: Path) -> dict[str, bytes]:
+    """The hand's drawing of every concept that it has: code point -> SVG or WebP bytes."""
+    archive = fetch(hand.package, cache)
+    if hand.named_by == "file":
         files = {
             plain_code(path.rsplit("/", 1)[-1].rsplit(".", 1)[0]): data
             for path, data in read(archive, (".svg", ".webp")).items()
@@ -143,7 +157,7 @@ def pictures(style: Style, concepts: list[Concept], cache: Path) -> dict[str, by
         return {concept.code: files[concept.code] for concept in concepts if concept.code in files}
     tables = read(archive, ("icons.json", "chars.json"))
     icons = json.loads(tables["icons.json"])
-    if style.named_by == "chars":
+    if hand.named_by == "chars":
         names = {plain_code(code): name for code, name in json.loads(tables["chars.json"]).items()}
     else:
         names = {concept.code: slug(concept.label) for concept in concepts}

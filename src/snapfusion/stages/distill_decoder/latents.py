@@ -46,14 +46,16 @@ class Plan:
                 yield split, numbers[start : start + self.batch]
 
 
-def read_prompts(source: Path) -> list[str]:
+def read_prompts(source: Path, core: bool = False) -> list[str]:
     """The prompts of a text file, one a line, or of the training pictures of a sticker set; each of them once.
+
+    With `core`, those of the small set alone.
 
     Raises:
         ValueError: there are not at least two.
     """
     if source.is_dir():
-        lines = [prompt_of(pair) for pair in load_index(source) if pair.split == "train"]
+        lines = [prompt_of(pair) for pair in load_index(source, core) if pair.split == "train"]
     else:
         lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
     prompts = list(dict.fromkeys(line for line in lines if line))

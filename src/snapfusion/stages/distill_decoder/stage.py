@@ -39,6 +39,8 @@ class Config:
     """half: the checkpoint's own decoder at half its widths, as in the paper. tiny: AutoencoderTiny's, from nothing."""
     criterion: Criterion = "magnitude"
     """Which half of the channels stays: the one whose weights weigh most, or any (to compare with)."""
+    subset: Literal["core", "full"] = "core"
+    """Whose prompts latents are drawn of, where they are a sticker set's: what the base has learned."""
     latents: int = 4000
     """How many are drawn to train on."""
     held_out: int = 256
@@ -110,7 +112,7 @@ def run(
         ValueError: see `run_in_folder`; and where prompts or checkpoint are not as expected.
         PausedError: `config.max_seconds` are over; the same call goes on.
     """
-    asked = read_prompts(prompts)
+    asked = read_prompts(prompts, core=config.subset == "core")
     inputs = {"checkpoint": hash_of(checkpoint), "prompts": hashlib.sha256("\n".join(asked).encode()).hexdigest()}
     until = time.monotonic() + config.max_seconds
 

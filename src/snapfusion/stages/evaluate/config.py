@@ -35,7 +35,7 @@ class Config:
     """headline: 5,000 prompts of `train`, with FID. quick: 1,000 of them. cells, concepts: all of the held-out ones.
     coco-2017-5k, coco-2014-30k, coco-2014-6k: the paper's. captions: all that --captions has."""
     subset: Literal["core", "full"] = "core"
-    """The pictures that the model was trained on."""
+    """The pictures that the model was trained on, and the judges too."""
     steps: int | None = None
     """Steps of the sampler; None for the bundle's own, or as many as the checkpoint was distilled for, or 50."""
     guidance: float | None = None

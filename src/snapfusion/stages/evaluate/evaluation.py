@@ -111,9 +111,9 @@ def try_guidances(config: Config, model: Model, sources: Sources, work: Path, ca
     These are prompts that judge B was trained on, and so none that it reports on.
     """
     assert sources.data is not None
-    pairs = load_index(sources.data)
+    pairs = load_index(sources.data, core=config.subset == "core")
     bench = open_bench(judge_a, sources.data, pairs, _store(cache), config.device, cache)
-    train = [pair for pair in pairs if pair.split == "train" and (pair.core or config.subset == "full")]
+    train = [pair for pair in pairs if pair.split == "train"]
     asked = chosen(bench.unseen(train), config.guidance_pictures, "guidance")
     requests, real = [request_of(pair) for pair in asked], bench.verdict(bench.real(asked), asked)
     choice: dict[str, float] = {}
@@ -129,12 +129,11 @@ def _exams(config: Config, sources: Sources, clip: Clip | None, work: Path, cach
     store, exams = _store(cache), dict[str, Exam]()
     if names := [name for name in config.protocols if name in get_args(Stickers)]:
         assert sources.data is not None
-        pairs = load_index(sources.data)
+        pairs = load_index(sources.data, core=config.subset == "core")
         bench = open_bench(judge_b, sources.data, pairs, store, config.device, cache)
-        wanted = [pair for pair in pairs if pair.core or config.subset == "full"]
-        exams |= {name: sticker_exam(PROTOCOLS[name], bench, wanted, sources.data, clip) for name in names}
-        held_out = [pair for pair in wanted if pair.split != "train"]
-        train = [pair for pair in wanted if pair.split == "train"]
+        exams |= {name: sticker_exam(PROTOCOLS[name], bench, sources.data, clip) for name in names}
+        held_out = [pair for pair in pairs if pair.split != "train"]
+        train = [pair for pair in pairs if pair.split == "train"]
         write_json(work / "neighbours.json", neighbours(bench, held_out, train))
     if names := [name for name in config.protocols if name in get_args(Captioned)]:
         assert sources.captions is not None

@@ -53,12 +53,12 @@ class Marking:
         return self.clip.cosines(list(images), [prompt_of(pair) for pair in self.asked])
 
 
-def sticker_exam(protocol: Protocol, bench: Bench, wanted: list[Pair], data: Path, clip: Clip | None) -> Exam:
-    """A protocol on the `wanted` pairs of the set in `data`.
+def sticker_exam(protocol: Protocol, bench: Bench, data: Path, clip: Clip | None) -> Exam:
+    """A protocol on the bench's pairs, of the set in `data`.
 
     Prompts on which judge B may report come first; the rest only fill up a protocol that needs more.
     """
-    reference = [pair for pair in wanted if pair.split == protocol.split]
+    reference = [pair for pair in bench.pairs if pair.split == protocol.split]
     fair = bench.unseen(reference)
     keys = {pair.key for pair in fair}
     rest = [pair for pair in reference if pair.key not in keys]

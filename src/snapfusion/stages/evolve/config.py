@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from snapfusion.denoising import check_shift
 from snapfusion.fit import FitConfig
 from snapfusion.stages.evolve.finetune import Distillation
 from snapfusion.stages.evolve.robust import Schooling, Skip
@@ -67,10 +68,12 @@ class Config:
     """Share of the pictures that are trained with the empty prompt."""
     recoloured: float = 0.12
     """Share that are copies with a turned hue, and say so."""
+    noise_shift: float = 1.0
+    """Above 1, noisy levels are drawn more often than others (see denoising.shifted)."""
     variants: int = 8
     """Different sentences for a picture."""
     subset: Literal["core", "full"] = "core"
-    """Pictures that are trained on and whose prompts are drawn."""
+    """Pictures that are trained on, the judge too, and whose prompts are drawn."""
     precision: Literal["no", "bf16", "fp16"] = "bf16"
     accumulate: int = 1
     """Parts in which each process computes its share of a batch, to save memory."""
@@ -83,6 +86,9 @@ class Config:
     seed: int = 0
     max_seconds: float = math.inf
     """Stop cleanly after this long; the same command goes on."""
+
+    def __post_init__(self) -> None:
+        check_shift(self.noise_shift)
 
     @property
     def limits(self) -> Limits:

@@ -78,11 +78,12 @@ class Data:
     dropout: float
     recoloured: float
     seed: int
+    noise_shift: float = 1.0
 
     def draw(self, step: int, share: Share) -> Batch:
         """A share of the batch of one step."""
-        whole = draw_batch(self.cache, self.schedule, self.batch, self.dropout, self.seed, step, self.recoloured)
-        return whole[share.rows]
+        chosen = (self.batch, self.dropout, self.seed, step, self.recoloured)
+        return draw_batch(self.cache, self.schedule, *chosen, shift=self.noise_shift)[share.rows]
 
 
 @dataclass(frozen=True)

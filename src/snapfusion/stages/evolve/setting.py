@@ -66,7 +66,7 @@ def prepare(config: Config, sources: Sources, goal: Goal, folder: Path) -> Setti
     for network in (base.text_encoder, base.unet, base.vae):
         network.to(device).requires_grad_(False)  # pyright: ignore[reportArgumentType]
     train, held_out = load_latents(config, base, sources.data, folder / CACHE)
-    data = Data(train, base.schedule, config.batch, config.dropout, config.recoloured, config.seed)
+    data = Data(train, base.schedule, config.batch, config.dropout, config.recoloured, config.seed, config.noise_shift)
     trial = judged(config, base, sources) if config.score == "drawing" else unjudged(config, base, held_out)
     if not (folder / BASE).is_file():
         write_json(folder / BASE, {"quality": asdict(trial.quality(base.unet)), "protocol": trial.protocol})
@@ -84,11 +84,10 @@ def load_latents(config: Config, base: Checkpoint, data: Path, folder: Path) -> 
 def judged(config: Config, base: Checkpoint, sources: Sources) -> Trial:
     """Pictures that judge A looks at."""
     store = VectorStore((sources.cache or default_cache()) / "vectors.sqlite")
-    pairs = load_index(sources.data)
+    pairs = load_index(sources.data, core=config.subset == "core")
     bench = open_bench(judge_a, sources.data, pairs, store, base.unet.device.type, sources.cache)
-    wanted = [pair for pair in pairs if pair.core or config.subset == "full"]
     sampling = Sampling(config.steps, config.guidance, bf16=config.precision == "bf16")
-    return drawing_trial(base, bench, fair_prompts(bench, wanted, config.prompts), sampling, config.draw_batch)
+    return drawing_trial(base, bench, fair_prompts(bench, pairs, config.prompts), sampling, config.draw_batch)
 
 
 def unjudged(config: Config, base: Checkpoint, held_out: Cache) -> Trial:

@@ -27,7 +27,7 @@ class Config:
     """What runs the networks."""
     method: Method = "chain"
     """How one block is told from the rest of the network."""
-    calibration: Calibration = "rest"
+    calibration: Calibration = "scale"
     """Where the time goes that the whole UNet takes beyond its pieces."""
     batches: tuple[int, ...] = (1, 2)
     """Rows of the latent in a run; guidance runs two. table.json is of the first of them."""

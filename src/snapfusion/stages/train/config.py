@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from snapfusion.denoising import check_shift
 from snapfusion.json_file import read_json, write_json
 
 FREE = ("images", "patience", "observe_steps", "accumulate", "gradient_checkpointing", "tracker", "max_seconds")
@@ -60,8 +61,7 @@ class Config:
     """Stop cleanly after this long; the same command goes on."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.noise_shift < math.inf:
-            raise ValueError(f"got noise shift {self.noise_shift}, expected a number above 0")
+        check_shift(self.noise_shift)
 
 
 @dataclass(frozen=True)
