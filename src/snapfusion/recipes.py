@@ -34,12 +34,15 @@ def stickers() -> Recipe:
         velocity=VelocityConfig(),
         profile=profile.Config(),
         evolve=evolve.Config(
-            cuts=2, skip_rise=300, noise_shift=2.0, robust_images=40_000, round_images=8_000, finetune_images=72_000,
+            cuts=2, skip_rise=300, noise_shift=2.0, robust_images=24_000, round_images=4_000, finetune_images=40_000,
         ),
-        distill_steps=distill_steps.Config(images=12_800, warmup=50, p=0.3, guidance=(2.0, 8.0)),
-        distill_decoder=distill_decoder.Config(latents=960, held_out=128, guidance=4.0, images=32_000),
+        distill_steps=distill_steps.Config(images=6_400, warmup=50, p=0.3, guidance=(2.0, 8.0)),
+        distill_decoder=distill_decoder.Config(latents=512, held_out=64, guidance=4.0, images=20_000),
         export=export.Config(name="stickers", guidance=4.0),
-        evaluate=evaluate.Config(curve=(2.0, 4.0, 6.0), batch=16),
+        evaluate=evaluate.Config(
+            protocols=("cells",), guidances=(2.0, 4.0, 6.0), guidance_pictures=48, curve=(2.0, 4.0, 6.0),
+            curve_pictures=48, batch=16,
+        ),
     )  # fmt: skip
 
 

@@ -91,10 +91,19 @@ def judged(config: Config, base: Checkpoint, sources: Sources) -> Trial:
 
 
 def unjudged(config: Config, base: Checkpoint, held_out: Cache) -> Trial:
-    """Losses on real latents that the base was not trained on."""
+    """Losses on real latents that the base was not trained on, at the noise levels of the training."""
     rows = min(ROWS, config.latents)
     batches = [
-        draw_batch(held_out, base.schedule, rows, dropout=0.0, seed=config.seed, step=step, recoloured=0.0)
+        draw_batch(
+            held_out,
+            base.schedule,
+            rows,
+            dropout=0.0,
+            seed=config.seed,
+            step=step,
+            recoloured=0.0,
+            shift=config.noise_shift,
+        )
         for step in range(config.latents // rows)
     ]
     return (denoising_trial if config.score == "denoising" else output_trial)(base.unet, batches)
