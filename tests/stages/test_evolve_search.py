@@ -123,6 +123,25 @@ def test_adding_wins_where_the_table_says_so() -> None:
     assert world.alignment(WHOLE) < world.alignment(end.architecture)
 
 
+def test_the_last_cut_makes_room_for_copies() -> None:
+    """22 ms to 18: without DOWN there is no room left; without MID too there is, and UP is worth it."""
+    milliseconds, gains = {DOWN: 4.0, MID: 4.0, UP: 4.0}, {DOWN: (0.01,), MID: (0.02,), UP: (0.3, 0.3)}
+    tight, roomy = World(milliseconds, gains), World(milliseconds, gains)
+    for world, room in ((tight, 0.0), (roomy, 0.2)):
+        limits = Limits(cuts=1, copy_rounds=1, copies=1, room=room)
+        meet(18.0, world.perform(Action("start")), world.cost, limits, world.perform)
+    assert tight.at == WHOLE.without(DOWN)
+    assert roomy.at == WHOLE.without(DOWN, MID).with_copies(UP)
+    assert roomy.alignment(roomy.at) > tight.alignment(tight.at)
+
+
+def test_more_room_than_can_be_made_is_no_error() -> None:
+    world = World({DOWN: 4.0}, {DOWN: (0.1,)})
+    limits = Limits(cuts=1, copy_rounds=1, copies=1, room=0.9)
+    end = meet(13.0, world.perform(Action("start")), world.cost, limits, world.perform)
+    assert end.architecture == WHOLE.without(DOWN)
+
+
 def test_a_copy_without_which_pictures_are_no_worse_is_withdrawn() -> None:
     world = World({DOWN: 16.0, UP: 2.0}, {DOWN: (0.01,), UP: (0.3, -0.05)})
     end = meet(17.0, world.perform(Action("start")), world.cost, LIMITS, world.perform)

@@ -31,6 +31,8 @@ class Config:
     """Rounds in which blocks are copied if there is room, for each budget."""
     copies: int = 2
     """Blocks that such a round copies at most."""
+    room: float = 0.1
+    """Share of the budget that the last cut leaves free for them."""
     copies_start: Literal["identity", "same"] = "identity"
     """Whether a copy begins as the identity or with its original's weights."""
     score: Literal["drawing", "denoising", "output"] = "drawing"
@@ -89,11 +91,13 @@ class Config:
 
     def __post_init__(self) -> None:
         check_shift(self.noise_shift)
+        if not 0 <= self.room < 1:
+            raise ValueError(f"got room {self.room}, expected a share of the budget, from 0 to less than 1")
 
     @property
     def limits(self) -> Limits:
         """How often each budget may cut and copy."""
-        return Limits(self.cuts, self.copy_rounds, self.copies)
+        return Limits(self.cuts, self.copy_rounds, self.copies, self.room if self.copy_rounds else 0.0)
 
     @property
     def distillation(self) -> Distillation:

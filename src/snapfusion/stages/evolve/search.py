@@ -42,6 +42,8 @@ class Limits:
     """Rounds in which copies are tried."""
     copies: int = 2
     """Blocks that are copied in such a round."""
+    room: float = 0.0
+    """Share of the budget that the last cut leaves to copies."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,10 @@ def meet(budget: float, scored: Scored, cost: Cost, limits: Limits, perform: Cal
         price = cost(scored.architecture)
         if price <= budget:
             break
-        target = budget if cuts_left == 1 else price - (price - budget) / cuts_left
+        if cuts_left == 1:  # as far as to make room, where so much can go
+            target = max(budget * (1 - limits.room), min(cost(smallest(scored.architecture)), budget))
+        else:
+            target = price - (price - budget) / cuts_left
         scored = perform(Action("remove", removals(scored, cost, target)))
     refused = frozenset[str]()
     for _ in range(limits.copy_rounds):
