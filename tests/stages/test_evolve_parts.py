@@ -285,7 +285,7 @@ def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.Capture
     files = ["--table", str(tmp_path / "table.json"), "--scores", str(scores), "--out", str(tmp_path / "found")]
     assert cli.main(["evolve", "--price-only", "sd15", *files, "--budget-ms", str(budget)]) == 0
     found = Architecture.from_dict(json.loads((tmp_path / "found" / f"{budget}ms" / "architecture.json").read_text()))
-    assert found == search("sd15", budget, table, scores, Limits()).after != whole
+    assert found == search("sd15", budget, table, scores, Config().limits).after != whole
     assert "Provisional" in capsys.readouterr().out
 
 
