@@ -11,14 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 import tiny_models
-from snapfusion.checkpoint import load_checkpoint, load_vae
+from snapfusion.checkpoint import load_checkpoint, load_unet, load_vae
 from snapfusion.data.pairs import load_index, read_images
 from snapfusion.data.stickers import build
 from snapfusion.latents import captions_of, train_rows
 from snapfusion.metrics.lpips import Lpips
+from snapfusion.stage_folder import PausedError
 from snapfusion.stages.train import stage
 from snapfusion.stages.train.autoencoder import Reconstruct, draw_crops
 from snapfusion.stages.train.stage import Config, Result, run
+from snapfusion.stages.train.unet import sticker_unet
 from tiny_stickers import tiny_packages
 
 CONFIG = Config(
@@ -38,7 +40,7 @@ CONFIG = Config(
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A set of 32 px pictures; the stage's networks are replaced by tiny ones of the same classes."""
     monkeypatch.setattr(stage, "sticker_autoencoder", lambda size: tiny_models.tiny_vae(levels=2, patch_size=2))
-    monkeypatch.setattr(stage, "sticker_unet", lambda channels, width: tiny_models.tiny_unet())
+    monkeypatch.setattr(stage, "sticker_unet", lambda channels, width, widths: tiny_models.tiny_unet())
     checkpoint = tiny_models.sticker_checkpoint()
     monkeypatch.setattr(stage, "minilm_text_encoder", lambda: (checkpoint.text_encoder, checkpoint.tokenizer))
     monkeypatch.setattr(stage, "load_lpips", lambda levels: Lpips(1))
@@ -107,6 +109,25 @@ def test_a_run_goes_on_from_a_checkpoint_with_its_autoencoder(data: Path, tmp_pa
     vae = [load_file(Path(r.checkpoint) / "vae" / "diffusion_pytorch_model.safetensors") for r in (first, second)]
     assert all(torch.equal(vae[0][name], vae[1][name]) for name in vae[0])
     assert any(not torch.equal(weights(first)[name], weights(second)[name]) for name in weights(first))
+
+
+def test_a_run_goes_on_at_other_widths(data: Path, tmp_path: Path) -> None:
+    first = run(CONFIG, data, tmp_path / "a")
+    small = load_unet(Path(first.checkpoint)).architecture.widths
+    wide = replace(CONFIG, widths=tuple(2 * width for width in small))
+    with pytest.raises(PausedError):
+        run(replace(wide, max_seconds=0), data, tmp_path / "b", init=Path(first.checkpoint))
+    second = run(wide, data, tmp_path / "b", init=Path(first.checkpoint))
+    assert load_unet(Path(second.checkpoint)).architecture.widths == wide.widths
+    assert run(wide, data, tmp_path / "b", init=Path(first.checkpoint)) == second
+    with pytest.raises(ValueError, match="expected whole multiples"):
+        run(replace(CONFIG, widths=(7, 7)), data, tmp_path / "c", init=Path(first.checkpoint))
+
+
+@pytest.mark.parametrize("widths", [(32, 64, 64), (32, 64, 64, 48), (0, 32, 32, 32)])
+def test_widths_that_no_base_has_are_refused(widths: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected four multiples of 32"):
+        sticker_unet(8, 384, widths)
 
 
 @pytest.mark.parametrize("part", ["train", "decoder"])

@@ -18,6 +18,8 @@ class Config:
 
     subset: Literal["core", "full"] = "core"
     """Pictures of the UNet. The autoencoder always sees all of `train`."""
+    widths: tuple[int, ...] | None = None
+    """Channels of the UNet's levels. With `init`, its UNet is widened to them and trained on (see model/widen.py)."""
     images: int = 1_400_000
     """Pictures the UNet sees in all."""
     batch: int = 32
@@ -104,5 +106,6 @@ def read_result(config: Config, out: Path) -> Result | None:
 
 
 def printable(config: Config) -> dict[str, Any]:
-    """The config as JSON has it: no infinities."""
-    return {name: None if value == math.inf else value for name, value in asdict(config).items()}
+    """The config as JSON has it: no infinities, no tuples."""
+    found = {name: None if value == math.inf else value for name, value in asdict(config).items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}

@@ -33,12 +33,13 @@ from snapfusion.latents import Cache, Encoders, encode_images, encode_prompts, l
 from snapfusion.metrics.lpips import load_lpips
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.model.unet import ElasticUNet
+from snapfusion.model.widen import widen
 from snapfusion.progress import log_to_terminal
 from snapfusion.stage_folder import PausedError
 from snapfusion.stages.train.autoencoder import Reconstruct, draw_crops, sticker_autoencoder
 from snapfusion.stages.train.config import Config, Result, check_config, printable, read_result
 from snapfusion.stages.train.sheet import PROMPTS
-from snapfusion.stages.train.unet import sticker_schedule, sticker_unet
+from snapfusion.stages.train.unet import STICKER_WIDTHS, sticker_schedule, sticker_unet
 from snapfusion.stages.train.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -76,11 +77,14 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
     copies = int(cache.recoloured.sum())
     log.info("%d pictures and %d recoloured, %d sentences", len(cache.latents) - copies, copies, len(cache.embeddings))
 
-    unet = (
-        load_unet(init)
-        if init is not None
-        else seeded(config.seed, lambda: sticker_unet(vae.config["latent_channels"], text_encoder.width))
-    )
+    widths = config.widths or STICKER_WIDTHS
+    if init is None:
+        channels, width = vae.config["latent_channels"], text_encoder.width
+        unet = seeded(config.seed, lambda: sticker_unet(channels, width, widths))
+    else:
+        unet = load_unet(init)
+        if config.widths not in (None, unet.architecture.widths):
+            unet = widen(unet, config.widths, seed=config.seed)
     schedule = sticker_schedule()
     unet.to(device)  # pyright: ignore[reportArgumentType]
     cache, held_out = cache.to(device), held_out.to(device)

@@ -15,9 +15,17 @@ def sticker_schedule() -> Schedule:
     )
 
 
-def sticker_unet(channels: int, cross_attention_dim: int) -> ElasticUNet:
-    """The stickers base's UNet: Stable Diffusion v1.5's topology at a fifth of its widths, heads 32 wide."""
-    widths = (64, 128, 192, 256)
+STICKER_WIDTHS = (128, 256, 192, 32)
+"""Channels where the base uses them: smaller ones did nothing at 2x2 and little at 4x4 (docs/evolve.md)."""
+
+
+def sticker_unet(channels: int, cross_attention_dim: int, widths: tuple[int, ...] = STICKER_WIDTHS) -> ElasticUNet:
+    """The stickers base's UNet: Stable Diffusion v1.5's topology, heads 32 wide.
+
+    Raises `ValueError` where the widths are not four multiples of 32.
+    """
+    if len(widths) != len(STICKER_WIDTHS) or any(width < 32 or width % 32 for width in widths):
+        raise ValueError(f"got widths {widths}, expected four multiples of 32, as {STICKER_WIDTHS}")
     return ElasticUNet(
         architecture=Architecture.sd15(widths),
         sample_size=16,
