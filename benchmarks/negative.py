@@ -4,7 +4,8 @@
 
 "A strawberry, 3D render" is drawn twice from one seed: as it is, and with the negative prompt "red". For every bundle
 (by default the embedded one): the share of what is drawn that has the colour, without and with the negative prompt; in
-how many pictures it fell; and how well both still show the prompt, by judge B (mean cosine, real pictures' beside it).
+how many pictures it fell; and how well both still show the prompt, by judge B (the cosine to their own prompt less the
+mean of those to others, real pictures' beside it).
 """
 
 import argparse
@@ -14,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 import snapfusion
 from snapfusion.bench import Bench, open_bench
 from snapfusion.data.choice import chosen, seed_of
-from snapfusion.data.colours import HUES
+from snapfusion.data.colours import HUES, Pixels
 from snapfusion.data.pairs import Pair, load_index
 from snapfusion.data.prompts import prompt_of
 from snapfusion.metrics import judge_b
@@ -32,12 +32,9 @@ BATCH = 16
 
 def share_of_colour(image: NDArray[np.uint8], word: str) -> float:
     """The share of the drawn pixels of an `[H, W, 3]` picture on white that have the colour."""
-    hsv = np.asarray(Image.fromarray(image).convert("HSV"), dtype=np.float64)
-    hue, saturation, value = hsv[..., 0] * (360 / 255), hsv[..., 1] / 255, hsv[..., 2] / 255
-    drawn = (saturation > 0.06) | (value < 0.94)
-    distance = np.abs((hue - HUES[word] + 180) % 360 - 180)
-    has_it = (saturation > 0.25) & (value > 0.2) & (distance < NEAR)
-    return float(has_it.sum() / max(int(drawn.sum()), 1))
+    pixels = Pixels.of(image)
+    distance = np.abs((pixels.hue - HUES[word] + 180) % 360 - 180)
+    return float((pixels.coloured & (distance < NEAR)).sum() / max(int(pixels.drawn.sum()), 1))
 
 
 def measure(folder: Path | None, steps: int | None, asked: list[Pair], bench: Bench) -> dict[str, object]:

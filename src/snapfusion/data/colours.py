@@ -38,20 +38,43 @@ class Colour:
         return next((word for word, begin in reversed(BEGINS.items()) if self.hue >= begin), "red")
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """The pixels of a picture on white, all `[H, W]`: hue in degrees, saturation and value in 0..1."""
+
+    hue: NDArray[np.float64]
+    saturation: NDArray[np.float64]
+    value: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, image: NDArray[np.uint8]) -> "Pixels":
+        """Those of an `[H, W, 3]` picture."""
+        hsv = np.asarray(Image.fromarray(image).convert("HSV"), dtype=np.float64)
+        return cls(hsv[..., 0] * (360 / 255), hsv[..., 1] / 255, hsv[..., 2] / 255)
+
+    @property
+    def drawn(self) -> NDArray[np.bool_]:
+        """Where something is drawn."""
+        return (self.saturation > 0.06) | (self.value < 0.94)
+
+    @property
+    def coloured(self) -> NDArray[np.bool_]:
+        """Where what is drawn has a hue that one sees."""
+        return (self.saturation > 0.25) & (self.value > 0.2)
+
+
 def colour_of(image: NDArray[np.uint8]) -> Colour | None:
     """The colour of an `[H, W, 3]` picture on white, or None if it has no single one."""
-    hsv = np.asarray(Image.fromarray(image).convert("HSV"), dtype=np.float64)
-    hue, saturation, value = hsv[..., 0] * (2 * np.pi / 255), hsv[..., 1] / 255, hsv[..., 2] / 255
-    drawn = (saturation > 0.06) | (value < 0.94)
-    coloured = (saturation > 0.25) & (value > 0.2)
-    if coloured.sum() < COLOURED * max(int(drawn.sum()), 1):
+    pixels = Pixels.of(image)
+    coloured = pixels.coloured
+    if coloured.sum() < COLOURED * max(int(pixels.drawn.sum()), 1):
         return None
-    weight = saturation[coloured] * value[coloured]
-    mean = np.average(np.exp(1j * hue[coloured]), weights=weight)
+    saturation, value = pixels.saturation[coloured], pixels.value[coloured]
+    mean = np.average(np.exp(1j * np.radians(pixels.hue[coloured])), weights=saturation * value)
     if abs(mean) < COHERENT:
         return None
     degrees = float(np.degrees(np.angle(mean)) % 360)
-    return Colour(degrees, float(saturation[coloured].mean()), float(value[coloured].mean()))
+    return Colour(degrees, float(saturation.mean()), float(value.mean()))
 
 
 def recolour(image: NDArray[np.uint8], colour: Colour, word: str) -> NDArray[np.uint8]:
