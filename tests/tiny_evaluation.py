@@ -37,22 +37,29 @@ def pair_of(thing: str, variant: int, style: str) -> Pair:
     )  # fmt: skip
 
 
-def picture_of(pair: Pair) -> np.ndarray:
-    """Blocks whose colours say what it is, brighter in one style than in the other, noisy in every variant."""
+def picture_of(pair: Pair, size: int = 32) -> np.ndarray:
+    """Blocks whose colours say what it is, brighter in one style than in the other, noisy in every variant.
+
+    `size` is the picture's width in pixels, a multiple of 4.
+    """
     block = np.random.default_rng(THINGS.index(pair.base)).uniform(0, 160, (4, 4, 3))
     noise = np.random.default_rng(seed_of(pair)).normal(0, 12, (4, 4, 3))
     image = block + noise + (60 if pair.style == "3d" else 0)
-    return image.clip(0, 255).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    return image.clip(0, 255).astype(np.uint8).repeat(size // 4, axis=0).repeat(size // 4, axis=1)
 
 
-def sticker_set(folder: Path) -> Path:
-    """Write the set: 12 things in 2 styles, 3 variants to train with and 1 held out in `core`."""
-    pairs = [pair_of(thing, n, style) for thing in THINGS for n in range(5) for style in ("3d", "silhouette")]
+def sticker_set(folder: Path, things: Sequence[str] = THINGS, size: int = 32, core: bool = False) -> Path:
+    """Write the set: things in 2 styles, 3 variants to train with and 1 held out in `core`, 1 only in the full set.
+
+    With `core`, there is nothing else in it.
+    """
+    pairs = [pair_of(thing, n, style) for thing in things for n in range(5) for style in ("3d", "silhouette")]
+    pairs = [pair for pair in pairs if pair.core or not core]
     (folder / "shards").mkdir(parents=True)
     with tarfile.open(folder / "shards" / "0.tar", "w") as tar:
         for pair in pairs:
             png = io.BytesIO()
-            Image.fromarray(picture_of(pair)).save(png, "PNG")
+            Image.fromarray(picture_of(pair, size)).save(png, "PNG")
             entry = tarfile.TarInfo(f"{pair.key}.png")
             entry.size = len(png.getvalue())
             tar.addfile(entry, io.BytesIO(png.getvalue()))

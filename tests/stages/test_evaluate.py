@@ -61,6 +61,16 @@ def test_a_model_that_draws_something_else(data: Path, tmp_path: Path) -> None:
     assert quick["recall_at_10_real"].value > 0.95
 
 
+def test_judges_learn_from_the_asked_subset_alone(data: Path, tmp_path: Path) -> None:
+    small, config = sticker_set(tmp_path / "core", core=True), replace(CONFIG, guidance=None, protocols=("cells",))
+    of_core, of_full = (
+        evaluate(config, model(Copier(source)), source, tmp_path / f"of {source.name}", tmp_path / source.name)
+        for source in (small, data)
+    )
+    assert of_core.guidance == of_full.guidance
+    assert of_core.figures == of_full.figures
+
+
 def test_headline_has_fid_and_takes_all_of_train(data: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, protocols=("headline",))
     copier = Copier(data)

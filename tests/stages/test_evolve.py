@@ -1,34 +1,30 @@
 """The whole stage with the real classes at tiny size; the judge's backbone alone is replaced by a small one."""
 
-import io
 import json
-import tarfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor, nn
 
+import tiny_evaluation
 from metrics.test_judges import JUDGE_B, reach
 from snapfusion import cli
 from snapfusion.checkpoint import hash_of, load_checkpoint, load_unet, save_checkpoint
-from snapfusion.data.choice import seed_of
-from snapfusion.data.pairs import INDEX, Pair
+from snapfusion.fit import Share
 from snapfusion.metrics import judge_a
-from snapfusion.metrics.features import Backbone, backbone
 from snapfusion.model.architecture import Architecture
 from snapfusion.model.unet import ElasticUNet
 from snapfusion.stage_folder import PausedError
-from snapfusion.stages.evolve import rounds, trial
-from snapfusion.stages.evolve.stage import Config, Result, run
+from snapfusion.stages.evolve import rounds, setting, trial
+from snapfusion.stages.evolve.setting import Setting, Sources, prepare
+from snapfusion.stages.evolve.stage import Config, Result, goal_of, run
 from snapfusion.table import load_table
+from tiny_evaluation import small_backbone, sticker_set
 from tiny_models import sticker_checkpoint
 from tiny_tables import tiny_table
 
-THINGS = ("fox", "apple", "ghost", "boat", "castle", "drum")
+THINGS = tiny_evaluation.THINGS[:6]
 BUDGET, NAME = 25.0, "25ms"  # of 48 ms
 CONFIG = Config(
     budget_ms=(BUDGET,),
@@ -50,50 +46,14 @@ CONFIG = Config(
 )
 
 
-class Pools(nn.Module):
-    def forward(self, image: Tensor) -> Tensor:
-        return nn.functional.adaptive_avg_pool2d(image, 6).flatten(1)
-
-
-def small_backbone(device: str, cache: Path | None) -> Backbone:
-    return backbone("pools", Pools(), 16, "cpu:0", lambda image: image / 128 - 1)
-
-
 @pytest.fixture(autouse=True)
 def small_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judge_a, "load_backbone", small_backbone)
 
 
-def pair_of(thing: str, variant: int, style: str) -> Pair:
-    return Pair(
-        key=f"{thing}{variant}_{style}", code=f"{thing}{variant}", label=f"{thing} number {variant}", tags=(),
-        base=thing, style=style, family=style, colour=None, core=True,
-        split="cells" if variant == 3 else "train", source="made up", licence="CC0-1.0", shard="shards/0.tar",
-    )  # fmt: skip
-
-
-def picture_of(pair: Pair) -> np.ndarray:
-    """Blocks whose colours say what it is, 64 pixels wide."""
-    block = np.random.default_rng(THINGS.index(pair.base)).uniform(0, 160, (4, 4, 3))
-    noise = np.random.default_rng(seed_of(pair)).normal(0, 12, (4, 4, 3))
-    image = block + noise + (60 if pair.style == "3d" else 0)
-    return image.clip(0, 255).astype(np.uint8).repeat(16, axis=0).repeat(16, axis=1)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stickers")
-    pairs = [pair_of(thing, n, style) for thing in THINGS for n in range(4) for style in ("3d", "silhouette")]
-    (folder / "shards").mkdir()
-    with tarfile.open(folder / "shards" / "0.tar", "w") as tar:
-        for pair in pairs:
-            png = io.BytesIO()
-            Image.fromarray(picture_of(pair)).save(png, "PNG")
-            entry = tarfile.TarInfo(f"{pair.key}.png")
-            entry.size = len(png.getvalue())
-            tar.addfile(entry, io.BytesIO(png.getvalue()))
-    (folder / INDEX).write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
-    return folder
+    return sticker_set(tmp_path_factory.mktemp("stickers") / "set", THINGS, size=64)
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +203,47 @@ def test_an_impossible_budget_is_refused_before_training(
     with pytest.raises(ValueError, match=message):
         run(config, base, table, data, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("room", [-0.1, 1.0, float("nan")])
+def test_room_is_a_share_of_the_budget(room: float) -> None:
+    with pytest.raises(ValueError, match=r"got room .*, expected a share of the budget, from 0 to less than 1"):
+        replace(CONFIG, room=room)
+    assert replace(CONFIG, room=0.2).limits.room == 0.2
+    assert replace(CONFIG, room=0.2, copy_rounds=0).limits.room == 0  # nothing is copied into it
+
+
+def prepared(config: Config, base: Path, table: Path, data: Path, folder: Path) -> Setting:
+    sources = Sources(base, data, load_table(table), folder / "judges")
+    return prepare(config, sources, goal_of(config, sources.table, load_unet(base).architecture), folder)
+
+
+def test_the_judge_learns_from_the_asked_subset_alone(base: Path, table: Path, data: Path, tmp_path: Path) -> None:
+    small = sticker_set(tmp_path / "core", THINGS, size=64, core=True)
+    of_core, of_full = (prepared(CONFIG, base, table, source, tmp_path / source.name) for source in (small, data))
+    assert of_core.quality == of_full.quality
+    everything = prepared(replace(CONFIG, subset="full"), base, table, data, tmp_path / "everything")
+    assert everything.quality != of_full.quality
+
+
+@pytest.mark.parametrize("score", ["denoising", "output"])
+def test_training_and_losses_share_their_noise_levels(
+    base: Path, table: Path, data: Path, tmp_path: Path, score, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: dict[float, list[torch.Tensor]] = {}
+    for shift in (1.0, 4.0):
+        batches = levels[shift] = []
+        wanted = f"{score}_trial"
+        built = getattr(setting, wanted)
+        with monkeypatch.context() as patch:
+            patch.setattr(setting, wanted, lambda unet, of: built(unet, batches.extend(b.t for b in of) or of))  # noqa: B023
+            made = prepared(replace(CONFIG, score=score, noise_shift=shift), base, table, data, tmp_path / str(shift))
+        batches.append(made.data.draw(0, Share()).t)
+    steps = load_checkpoint(base).schedule.num_train_timesteps
+    for plain, shifted in zip(levels[1.0], levels[4.0], strict=True):
+        place = plain.double() / steps
+        expected = 4 * place / (1 + 3 * place) * steps
+        assert (shifted - expected).abs().max() <= 4  # steps are whole numbers
 
 
 def test_the_search_cannot_reach_the_judge_that_reports() -> None:
