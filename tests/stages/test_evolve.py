@@ -11,6 +11,7 @@ import tiny_evaluation
 from metrics.test_judges import JUDGE_B, reach
 from snapfusion import cli
 from snapfusion.checkpoint import hash_of, load_checkpoint, load_unet, save_checkpoint
+from snapfusion.denoising import Batch
 from snapfusion.fit import Share
 from snapfusion.metrics import judge_a
 from snapfusion.model.architecture import Architecture
@@ -227,23 +228,28 @@ def test_the_judge_learns_from_the_asked_subset_alone(base: Path, table: Path, d
 
 
 @pytest.mark.parametrize("score", ["denoising", "output"])
-def test_training_and_losses_share_their_noise_levels(
-    base: Path, table: Path, data: Path, tmp_path: Path, score, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("training", "scores", "expected"), [(4, None, 4), (1, 4, 4), (4, 2, 2)])
+def test_losses_are_at_the_noise_levels_that_were_asked_for(
+    base: Path, table: Path, data: Path, tmp_path: Path, score, training, scores, expected, monkeypatch
 ) -> None:
-    levels: dict[float, list[torch.Tensor]] = {}
-    for shift in (1.0, 4.0):
-        batches = levels[shift] = []
-        wanted = f"{score}_trial"
-        built = getattr(setting, wanted)
-        with monkeypatch.context() as patch:
-            patch.setattr(setting, wanted, lambda unet, of: built(unet, batches.extend(b.t for b in of) or of))  # noqa: B023
-            made = prepared(replace(CONFIG, score=score, noise_shift=shift), base, table, data, tmp_path / str(shift))
-        batches.append(made.data.draw(0, Share()).t)
+    wanted, batches = f"{score}_trial", list[Batch]()
+    built = getattr(setting, wanted)
+    monkeypatch.setattr(setting, wanted, lambda unet, of: built(unet, batches.extend(of) or of))
+    plain = replace(CONFIG, score=score)
+    configs = plain, replace(plain, noise_shift=training, score_shift=scores)
+    of_training = [prepared(config, base, table, data, tmp_path).data.draw(0, Share()).t for config in configs]
+    of_losses = [batch.t for batch in batches]
     steps = load_checkpoint(base).schedule.num_train_timesteps
-    for plain, shifted in zip(levels[1.0], levels[4.0], strict=True):
-        place = plain.double() / steps
-        expected = 4 * place / (1 + 3 * place) * steps
-        assert (shifted - expected).abs().max() <= 4  # steps are whole numbers
+    for (before, after), shift in ((of_training, training), (of_losses, expected)):
+        place = before.double() / steps
+        by_hand = shift * place / (1 + (shift - 1) * place) * steps
+        assert (after - by_hand).abs().max() <= shift  # steps are whole numbers
+
+
+@pytest.mark.parametrize("field", ["noise_shift", "score_shift"])
+def test_shifts_that_leave_the_noise_levels_are_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=r"got noise shift 0\.0, expected a number above 0"):
+        replace(CONFIG, **{field: 0.0})
 
 
 def test_the_search_cannot_reach_the_judge_that_reports() -> None:

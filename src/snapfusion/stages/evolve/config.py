@@ -39,6 +39,8 @@ class Config:
     """What a block's quality is: alignment of pictures drawn without it, or a loss on latents."""
     latents: int = 512
     """Held-out latents that such a loss is the mean of."""
+    score_shift: float | None = None
+    """As `noise_shift`, for such a loss alone: the noisier, the more it says of what a thing is; None for the same."""
     prompts: int = PROXY.prompts
     """Pictures that are drawn of each network."""
     steps: int = PROXY.steps
@@ -91,6 +93,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_shift(self.noise_shift)
+        if self.score_shift is not None:
+            check_shift(self.score_shift)
         if not 0 <= self.room < 1:
             raise ValueError(f"got room {self.room}, expected a share of the budget, from 0 to less than 1")
 

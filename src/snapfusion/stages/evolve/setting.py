@@ -91,8 +91,8 @@ def judged(config: Config, base: Checkpoint, sources: Sources) -> Trial:
 
 
 def unjudged(config: Config, base: Checkpoint, held_out: Cache) -> Trial:
-    """Losses on real latents that the base was not trained on, at the noise levels of the training."""
-    rows = min(ROWS, config.latents)
+    """Losses on real latents that the base was not trained on."""
+    rows, shift = min(ROWS, config.latents), config.score_shift or config.noise_shift
     batches = [
         draw_batch(
             held_out,
@@ -102,7 +102,7 @@ def unjudged(config: Config, base: Checkpoint, held_out: Cache) -> Trial:
             seed=config.seed,
             step=step,
             recoloured=0.0,
-            shift=config.noise_shift,
+            shift=shift,
         )
         for step in range(config.latents // rows)
     ]
