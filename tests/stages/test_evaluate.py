@@ -168,6 +168,17 @@ def test_a_checkpoint_draws_the_same_picture_in_any_batch(tiny_checkpoint: Path)
     assert not np.array_equal(other, together[0])
 
 
+@pytest.mark.parametrize("kind", ["tiny_checkpoint", "tiny_bundle"])
+def test_a_model_draws_by_the_scheduler_that_was_asked_for(kind: str, request: pytest.FixtureRequest) -> None:
+    folder, asked = request.getfixturevalue(kind), (["a red fox"], [1], 3.0)
+    own, ddim, euler = (open_model(folder, steps=3, scheduler=scheduler) for scheduler in (None, "ddim", "euler"))
+    assert (own.scheduler, ddim.scheduler, euler.scheduler) == ("ddim", "ddim", "euler")
+    assert "3 steps of euler" in euler.describe(3.0)
+    first, same, other = (next(iter(model.draw(*asked))) for model in (own, ddim, euler))
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, other)
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model_index\.json"):
         open_model(tmp_path, steps=2)

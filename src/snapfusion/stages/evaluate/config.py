@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from snapfusion.checkpoint import hash_of
 from snapfusion.data.pairs import INDEX, load_index
+from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.stage_folder import hash_of_file
 from snapfusion.stages.evaluate.coco import Reference, choose_captions, pictures_of
 
@@ -38,6 +39,8 @@ class Config:
     """The pictures that the model was trained on, and the judges too."""
     steps: int | None = None
     """Steps of the sampler; None for the bundle's own, or as many as the checkpoint was distilled for, or 50."""
+    scheduler: Scheduler | None = None
+    """What takes the steps; None for the bundle's own, or DDIM."""
     guidance: float | None = None
     """How closely to follow the prompt; None to choose among `guidances`."""
     guidances: tuple[float, ...] = (1.5, 2.0, 3.0, 4.0, 6.0)

@@ -9,6 +9,7 @@ from snapfusion.bench import BATCH, open_bench
 from snapfusion.checkpoint import Checkpoint
 from snapfusion.data.choice import chosen
 from snapfusion.data.pairs import load_index
+from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.json_file import write_json
 from snapfusion.metrics import judge_a, judge_b
 from snapfusion.metrics.alignment import alignment
@@ -34,7 +35,7 @@ class Evaluation:
     sha256: str
     engine: str
     steps: int
-    scheduler: str
+    scheduler: Scheduler
     side: int
     guidance: float
     guidance_choice: Mapping[str, float]
@@ -98,7 +99,7 @@ def _examine(config: Config, model: Model, sources: Sources, work: Path, cache: 
     checked = None
     if config.cross_check and isinstance(model.opened, Checkpoint):
         requests = exams[0].requests[: config.cross_check]
-        checked = cross_check(model.folder, model.opened, requests, model.steps, guidance)
+        checked = cross_check(model.folder, model.opened, requests, model.steps, guidance, model.scheduler)
     return Evaluation(
         model.name, model.sha256, model.engine, model.steps, model.scheduler, model.side, guidance, choice,
         model.describe(guidance), {exam.name: exam.line for exam in exams}, figures, curve, checked,

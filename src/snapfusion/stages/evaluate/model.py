@@ -1,7 +1,7 @@
 """What is evaluated: a bundle as a person runs it, or a checkpoint in torch, both as one function that draws."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import nn
 
 from snapfusion.bundle import MANIFEST, read_bundle
 from snapfusion.checkpoint import Checkpoint, hash_of, load_checkpoint
+from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.generate import OpenBundle, open_bundle
 from snapfusion.runtimes.choice import load
 from snapfusion.sampling import Sampling, decode, draw_latents, latent_shape, pixels
@@ -29,7 +30,7 @@ class Model:
     """What the figures belong to: of the bundle's manifest, or of all files of the checkpoint."""
     engine: str
     steps: int
-    scheduler: str
+    scheduler: Scheduler
     side: int
     """Of its pictures, pixels."""
     draw: Draw
@@ -45,10 +46,13 @@ class Model:
         )
 
 
-def open_model(folder: Path, steps: int | None = None, batch: int = 8, device: str = "cpu") -> Model:
+def open_model(
+    folder: Path, steps: int | None = None, batch: int = 8, device: str = "cpu", scheduler: Scheduler | None = None
+) -> Model:
     """The bundle or the checkpoint in a folder; `batch` and `device` concern the checkpoint alone.
 
-    `steps` None takes the bundle's own, or as many as the checkpoint was distilled for, or 50.
+    `steps` None takes the bundle's own, or as many as the checkpoint was distilled for, or 50; `scheduler` None the
+    bundle's own, or DDIM.
 
     Raises:
         ValueError: the folder holds neither.
@@ -58,13 +62,15 @@ def open_model(folder: Path, steps: int | None = None, batch: int = 8, device: s
         bundle, defaults = opened.bundle, opened.bundle.manifest.defaults
         steps = steps or defaults.steps
         engine = f"{bundle.runtime} {load(bundle.runtime).precision()}"
-        draw, side, scheduler = _draw_one_by_one(opened, steps), bundle.image_size, defaults.scheduler
+        scheduler = scheduler or defaults.scheduler
+        draw, side = _draw_one_by_one(opened, steps, scheduler), bundle.image_size
         return Model(bundle.manifest.name, bundle.hash, engine, steps, scheduler, side, draw, folder, opened)
     checkpoint = load_checkpoint(folder)
     steps = steps or checkpoint.schedule.distilled_steps or STEPS
-    draw, side = _draw_batches(checkpoint, steps, batch, device), latent_shape(checkpoint)[1] * checkpoint.vae.factor
+    sampling, side = Sampling(steps, scheduler=scheduler or "ddim"), latent_shape(checkpoint)[1] * checkpoint.vae.factor
+    draw = _draw_batches(checkpoint, sampling, batch, device)
     name, engine = folder.resolve().name, f"torch float32 on {device}"
-    return Model(name, hash_of(folder), engine, steps, "ddim", side, draw, folder, checkpoint)
+    return Model(name, hash_of(folder), engine, steps, sampling.scheduler, side, draw, folder, checkpoint)
 
 
 def hash_of_model(folder: Path) -> str:
@@ -72,16 +78,16 @@ def hash_of_model(folder: Path) -> str:
     return read_bundle(folder).hash if (folder / MANIFEST).is_file() else hash_of(folder)
 
 
-def _draw_one_by_one(bundle: OpenBundle, steps: int) -> Draw:
+def _draw_one_by_one(bundle: OpenBundle, steps: int, scheduler: Scheduler) -> Draw:
     def draw(prompts: Sequence[str], seeds: Sequence[int], guidance: float) -> Iterator[Image]:
         for prompt, seed in zip(prompts, seeds, strict=True):
-            (image,) = bundle(prompt, seed=seed, steps=steps, guidance=guidance)
+            (image,) = bundle(prompt, seed=seed, steps=steps, guidance=guidance, scheduler=scheduler)
             yield np.asarray(image)
 
     return draw
 
 
-def _draw_batches(checkpoint: Checkpoint, steps: int, batch: int, device: str) -> Draw:
+def _draw_batches(checkpoint: Checkpoint, sampling: Sampling, batch: int, device: str) -> Draw:
     networks: list[nn.Module] = [checkpoint.text_encoder, checkpoint.unet, checkpoint.vae]
     for network in networks:
         network.to(device).eval()
@@ -89,7 +95,7 @@ def _draw_batches(checkpoint: Checkpoint, steps: int, batch: int, device: str) -
     def draw(prompts: Sequence[str], seeds: Sequence[int], guidance: float) -> Iterator[Image]:
         for start in range(0, len(prompts), batch):
             part = slice(start, start + batch)
-            latent = draw_latents(checkpoint, prompts[part], seeds[part], Sampling(steps, guidance))
+            latent = draw_latents(checkpoint, prompts[part], seeds[part], replace(sampling, guidance=guidance))
             yield from pixels(decode(checkpoint.vae, latent))
 
     return draw

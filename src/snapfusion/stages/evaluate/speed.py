@@ -23,6 +23,7 @@ import openvino
 import torch
 
 from snapfusion.checkpoint import Checkpoint
+from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.generate import OpenBundle
 from snapfusion.sampling import decode, embed, latent_shape
 from snapfusion.stages.evaluate.exam import Request
@@ -44,7 +45,8 @@ DRAW_ONCE = """
 import sys
 from pathlib import Path
 from snapfusion.stages.evaluate.speed import draw_once
-draw_once(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
+folder, steps, scheduler, guidance, prompt, seed = sys.argv[1:]
+draw_once(Path(folder), int(steps), scheduler, float(guidance), prompt, int(seed))
 """
 
 
@@ -142,8 +144,9 @@ def cold_command(model: Model, request: Request, guidance: float) -> list[str]:
     """The command of a process that draws one picture: `snapfusion generate`, or the same of a checkpoint in torch."""
     folder, steps, seed = str(model.folder.resolve()), str(model.steps), str(request.seed)
     if isinstance(model.opened, Checkpoint):
-        return [sys.executable, "-c", DRAW_ONCE, folder, steps, str(guidance), request.prompt, seed]
-    flags = ["--bundle", folder, "--steps", steps, "--guidance", str(guidance), "--seed", seed, "--quiet"]
+        return [sys.executable, "-c", DRAW_ONCE, folder, steps, model.scheduler, str(guidance), request.prompt, seed]
+    flags = ["--bundle", folder, "--steps", steps, "--guidance", str(guidance), "--seed", seed]
+    flags += ["--scheduler", model.scheduler, "--quiet"]
     return [sys.executable, "-m", "snapfusion", "generate", request.prompt, *flags]
 
 
@@ -160,9 +163,9 @@ def time_a_process(command: Sequence[str]) -> tuple[float, int]:
     return told["seconds"], told["bytes"]
 
 
-def draw_once(folder: Path, steps: int, guidance: float, prompt: str, seed: int) -> None:
+def draw_once(folder: Path, steps: int, scheduler: Scheduler, guidance: float, prompt: str, seed: int) -> None:
     """What a cold process does with a checkpoint."""
-    next(iter(open_model(folder, steps).draw([prompt], [seed], guidance)))
+    next(iter(open_model(folder, steps, scheduler=scheduler).draw([prompt], [seed], guidance)))
 
 
 def _spread(values: Sequence[float], scale: float = 1) -> Spread:

@@ -46,7 +46,7 @@ def run(config: Config, models: Sequence[Path], sources: Sources, out: Path, cac
     inputs |= {f"model {place}": hash_of_model(folder) for place, folder in enumerate(models, 1)}
 
     def work(partial: Path) -> Mapping[str, Any]:
-        opened = [open_model(folder, config.steps, config.batch, config.device) for folder in models]
+        opened = [open_model(folder, config.steps, config.batch, config.device, config.scheduler) for folder in models]
         return compare(config, opened, sources, partial, cache)
 
     figures = run_in_folder(out, config, inputs, work)
