@@ -34,8 +34,8 @@ def stickers() -> Recipe:
         velocity=VelocityConfig(),
         profile=profile.Config(),
         evolve=evolve.Config(
-            cuts=1, room=0.035, score="denoising", skip_rise=150, noise_shift=2.0, robust_images=12_000,
-            round_images=4_000, finetune_images=24_000,
+            cuts=1, room=0.035, score="denoising", latents=256, skip_rise=150, noise_shift=2.0,
+            robust_images=9_600, round_images=3_200, finetune_images=24_000,
         ),
         distill_steps=None,  # DDIM loses nothing in 8 steps of this base: what distilling costs is in docs/steps.md
         distill_decoder=distill_decoder.Config(latents=384, held_out=64, steps=20, guidance=4.0, images=9_600),
