@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from snapfusion.denoising import draw_batch, min_snr_weight, shifted
-from snapfusion.diffusion.schedule import Schedule, x_and_noise
+from snapfusion.denoising import draw_batch, min_snr_weight
+from snapfusion.diffusion.schedule import Schedule, shifted, x_and_noise
 from snapfusion.latents import Cache
 from snapfusion.stages.train.unet import sticker_schedule
 

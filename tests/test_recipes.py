@@ -60,6 +60,10 @@ def test_the_plan_follows_the_work() -> None:
     assert more["distill_steps"].operations - rows["distill_steps"].operations == pytest.approx(added)
     assert more["evolve"] == rows["evolve"]
     assert rows["export"].hours(speed=rows["export"].operations / 3600) == pytest.approx(1)
+    unsearched = replace(recipe, export=replace(recipe.export, timestep_shift=None))
+    less = {row.stage: row for row in rows_of(unsearched, costs, pictures=1000)}
+    searching = 16 * (50 + 10 * 8) * 2 * costs.unet.operations  # prompts x (many + shifts x few) x rows
+    assert rows["export"].operations - less["export"].operations == pytest.approx(searching)
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,10 +5,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from snapfusion.diffusion.schedule import Schedule, add_noise, velocity
+from snapfusion.diffusion.schedule import Schedule, add_noise, shifted, velocity
 from snapfusion.latents import Cache, draw_examples
 
 
@@ -41,7 +40,7 @@ def draw_batch(
     """The batch of one step, chosen by (seed, step) alone; a share `dropout` has the empty prompt.
 
     With `snr_gamma` the noise levels are weighted by min-SNR; else all alike, as the paper writes its losses. For
-    `shift` see `shifted`.
+    `shift` see `shifted`: of all t a share shift / (1 + shift) is in the noisier half.
     """
     drawn = draw_examples(cache, batch, seed, step, dropout, recoloured)
     device, t = cache.latents.device, (shifted(drawn.place, shift) * schedule.num_train_timesteps).astype(np.int64)
@@ -64,14 +63,6 @@ def check_shift(shift: float) -> None:
     """Raises `ValueError` for what `shifted` cannot take."""
     if not 0 < shift < math.inf:
         raise ValueError(f"got noise shift {shift}, expected a number above 0")
-
-
-def shifted(place: NDArray[np.float64], shift: float) -> NDArray[np.float64]:
-    """Places `[B]` in 0..1, from the clean end to the noisy one, moved towards the noise (arXiv 2403.03206, Eq. 23).
-
-    Of uniform ones a share shift / (1 + shift) is then in the noisier half.
-    """
-    return shift * place / (1 + (shift - 1) * place)
 
 
 def min_snr_weight(schedule: Schedule, t: np.ndarray, gamma: float = 5.0) -> Tensor:

@@ -24,11 +24,12 @@ def record(bundle: Bundle) -> dict[str, Any]:
 def describe(bundle: Bundle) -> str:
     """The same as plain text for people: aligned, in sections."""
     manifest, sizes = bundle.manifest, sizes_of(bundle)
-    defaults, side = manifest.defaults, bundle.image_size
+    defaults, side, shift = manifest.defaults, bundle.image_size, bundle.schedule.timestep_shift
+    steps = f"{defaults.steps} steps of {defaults.scheduler}" + (f", timestep shift {shift:g}" if shift != 1 else "")
     about = [
         ("bundle", f"{manifest.name}  {bundle.hash[:12]}"),
         ("made by", f"snapfusion {manifest.snapfusion}, for {', '.join(manifest.runtimes)}"),
-        ("draws", f"{side}x{side}, {defaults.steps} steps of {defaults.scheduler}, guidance {defaults.guidance:g}"),
+        ("draws", f"{side}x{side}, {steps}, guidance {defaults.guidance:g}"),
         ("reads", f"{bundle.length} tokens of a prompt"),
         *((name, text) for name, text in manifest.licences.items()),
     ]

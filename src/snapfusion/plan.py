@@ -15,6 +15,7 @@ from snapfusion.stages.distill_steps.plan import Plan, direct
 from snapfusion.stages.evaluate import stage as evaluate
 from snapfusion.stages.evaluate.protocol import PROTOCOLS
 from snapfusion.stages.evolve import stage as evolve
+from snapfusion.stages.export import shift
 from snapfusion.stages.export import stage as export
 
 FORWARD, STEP = 1, 3  # forward passes; a backward pass takes two
@@ -104,8 +105,11 @@ def _distill_decoder(config: distill_decoder.Config, costs: Costs) -> Row:
 
 
 def _export(config: export.Config, steps: int, costs: Costs) -> Row:
-    """Pictures by torch and by the bundle."""
+    """Pictures by torch and by the bundle; before that, where a shift is searched for, latents with each."""
     drawn = 2 * len(config.prompts) * _picture(costs, steps)
+    if config.timestep_shift == "search":
+        calls = shift.MANY_STEPS + steps * len(shift.SHIFTS)
+        drawn += len(config.prompts) * calls * GUIDED * costs.unet.operations
     return Row("export", drawn, 3 * LOADED * costs.parameters, _checkpoint(costs))
 
 

@@ -98,6 +98,21 @@ def test_euler_is_that_of_diffusers_in_the_vp_scale(fields, spacing, offset, mon
         assert_same_trajectory(sample(predict, schedule, NOISE, steps, "euler"), scaled, fields)
 
 
+@pytest.mark.parametrize("name", ["sd15", "linear-v", "cosine-v"])
+@pytest.mark.parametrize("shift", [0.5, 3.0])
+@pytest.mark.parametrize(("sampler", "order"), [("dpm++", 2), ("ddim", 1)])
+def test_shifted_steps_are_those_of_diffusers_where_it_is_handed_them(name, shift, sampler, order):
+    """diffusers' DDIM takes no steps from outside; DPM-Solver++ of first order is DDIM, and does."""
+    schedule = Schedule(**SCHEDULES[name], timestep_spacing="trailing", timestep_shift=shift)
+    for steps in STEPS:
+        scheduler = DPMSolverMultistepScheduler(
+            algorithm_type="dpmsolver++", solver_order=order, solver_type="midpoint", **SCHEDULES[name]
+        )
+        scheduler.set_timesteps(timesteps=schedule.timesteps(steps))
+        ours = sample(predict, schedule, NOISE, steps, sampler)
+        assert_same_trajectory(ours, diffusers_trajectory(scheduler), SCHEDULES[name])
+
+
 @pytest.mark.parametrize("steps", [2, 4, 10])
 def test_euler_with_linspace_is_that_of_diffusers_where_its_steps_are_whole(steps):
     fields = SD15 | {"timestep_spacing": "linspace"}
@@ -126,7 +141,16 @@ def test_numpy_equals_torch_in_single_precision(sampler, name):
 @every_offset
 @pytest.mark.parametrize("name", ["sd15", "cosine-v-zero-snr"])
 def test_any_number_of_steps_stays_finite(sampler, spacing, offset, name):
-    schedule = Schedule(**SCHEDULES[name], timestep_spacing=spacing, steps_offset=offset)
+    assert_finite(sampler, Schedule(**SCHEDULES[name], timestep_spacing=spacing, steps_offset=offset))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("name", ["sd15", "cosine-v-zero-snr"])
+def test_any_number_of_shifted_steps_stays_finite(sampler, name):
+    assert_finite(sampler, Schedule(**SCHEDULES[name], timestep_spacing="trailing", timestep_shift=3.0))
+
+
+def assert_finite(sampler, schedule):
     noise = NOISE.astype(np.float32)
     for steps in [1, 2, 3, 7, 48, 61, 499, 501, 999, 1000]:  # 61: diffusers adds a step -1
         called: list[int] = []
@@ -158,9 +182,9 @@ def test_a_network_that_knows_the_picture_draws_it(sampler, fields):
         np.testing.assert_allclose(latent, picture, atol=1e-3)
 
 
-def gaussian_error(sampler, steps):
+def gaussian_error(sampler, steps, shift=1.0):
     """How far a sampler ends from the truth for data N(0, 1/4), whose flow from noise ends at noise / 2."""
-    schedule = Schedule(**SCHEDULES["cosine-v-zero-snr"], timestep_spacing="trailing")
+    schedule = Schedule(**SCHEDULES["cosine-v-zero-snr"], timestep_spacing="trailing", timestep_shift=shift)
 
     def velocity_of_gaussian(latent, t):
         alpha, sigma = schedule.level(t)
@@ -177,6 +201,7 @@ def test_gaussian_data_has_the_known_flow():
     assert all_steps < 0.01
     assert gaussian_error("euler", 100) == pytest.approx(fine, rel=1e-2)
     assert gaussian_error("dpm++", 100) < fine / 3
+    assert gaussian_error("ddim", 100, shift=2.0) == pytest.approx(gaussian_error("ddim", 10, shift=2.0) / 10, rel=0.5)
 
 
 def test_two_ddim_steps_by_hand():

@@ -1,6 +1,7 @@
 """Noise levels, steps and conversions against diffusers' DDIMScheduler and values worked out by hand."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -87,6 +88,40 @@ def test_the_papers_grid_is_trailing():
     assert schedule.timesteps(1) == [999]
 
 
+def test_a_shift_moves_steps_towards_the_noise():
+    schedule = Schedule(timestep_spacing="trailing", timestep_shift=3.0)
+    assert schedule.timesteps(4) == [999, 899, 749, 499]  # 3u / (1 + 2u) of 1, 3/4, 1/2, 1/4
+    assert schedule.timesteps(8)[::2] == schedule.timesteps(4)
+    assert replace(schedule, timestep_shift=1 / 3).timesteps(4) == [999, 499, 249, 99]  # u / (3 - 2u)
+    assert replace(schedule, timestep_shift=1.0) == Schedule(timestep_spacing="trailing")
+
+
+@pytest.mark.parametrize("shift", [0.01, 0.3, 3.0, 100.0])
+def test_shifted_steps_are_distinct_at_every_count(shift):
+    schedule = Schedule(timestep_spacing="trailing", timestep_shift=shift)
+    for steps in range(1, 1001):
+        grid = schedule.timesteps(steps)
+        assert grid[0] == 999
+        assert grid[-1] >= 0
+        assert len(grid) == steps
+        assert all(before > after for before, after in pairwise(grid))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"timestep_shift": 0.0}, "got timestep_shift 0.0, expected a number above 0"),
+        ({"timestep_shift": float("nan")}, "got timestep_shift nan"),
+        ({"timestep_shift": 101.0}, "at most 100"),
+        ({"timestep_shift": "3"}, "got timestep_shift '3', expected a value like 1.0"),
+        ({"timestep_shift": 3.0, "timestep_spacing": "leading"}, "got timestep_spacing 'leading', expected trailing"),
+    ],
+)
+def test_a_shift_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Schedule(**{"timestep_spacing": "trailing", **fields})
+
+
 def test_an_offset_never_leaves_the_schedule():
     assert Schedule(steps_offset=1).timesteps(1000) == list(range(999, -1, -1))
 
@@ -144,6 +179,13 @@ def test_the_steps_a_checkpoint_was_distilled_for_are_written_and_diffusers_draw
     assert "distilled_steps" not in ZERO_SNR.to_config()
     theirs, plain = DDIMScheduler.from_config(config), DDIMScheduler.from_config(ZERO_SNR.to_config())
     assert torch.equal(theirs.alphas_cumprod, plain.alphas_cumprod)
+
+
+def test_a_shift_is_written_and_read():
+    moved = replace(ZERO_SNR, timestep_shift=2.5)
+    assert moved.to_config()["timestep_shift"] == 2.5
+    assert Schedule.from_config(moved.to_config()) == moved
+    assert "timestep_shift" not in ZERO_SNR.to_config()
 
 
 def test_stable_diffusions_config_is_read():

@@ -44,7 +44,7 @@ def test_an_evolved_unet_is_widened_too() -> None:
 
 
 def test_a_width_that_grows_alone_moves_only_norms_over_two_widths() -> None:
-    """Of a network whose norms do nothing but scale by learned numbers of one, groups do not matter."""
+    """Where the norms over two widths are left out, of which one grows, nothing else moves."""
     unet, widths = whole(), (32, 64, 48, 64)
     for module in (unet, wide := widen(unet, widths, noise=0.0)):
         for name, norm in module.named_modules():
@@ -87,7 +87,16 @@ def test_a_width_that_shrinks_keeps_spaced_channels() -> None:
     assert torch.equal(kept[name], all_[name])
 
 
-@pytest.mark.parametrize("widths", [(24, 32, 48, 64), (16, 32, 48), (0, 32, 48, 64), (16, 32, 48, 4), (16, 16, 48, 64)])
-def test_widths_that_cannot_be_are_refused(widths: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="expected"):
+@pytest.mark.parametrize(
+    ("widths", "expected"),
+    [
+        ((24, 32, 48, 64), "whole multiples or whole parts"),
+        ((16, 32, 48), "whole multiples or whole parts"),
+        ((0, 32, 48, 64), "whole multiples or whole parts"),
+        ((16, 32, 48, 4), r"multiples of heads \[8, 8, 8, 8\] wide and of 8 groups"),
+        ((16, 16, 48, 64), "neighbours that differ in width where they did"),
+    ],
+)
+def test_widths_that_cannot_be_are_refused(widths: tuple[int, ...], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
         widen(whole(), widths)

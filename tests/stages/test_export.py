@@ -233,3 +233,28 @@ def test_samples_are_spread_over_all_steps() -> None:
     assert {int(sample["sample"][0]) for sample in found.samples} == {0, 1, 2, 4, 5, 6}  # three of four prompts
     assert {int(inputs["sample"][0]) for inputs, _ in found.checks} == {3, 7}  # the fourth
     assert len({int(sample["sample"][1]) for sample in found.samples}) > 20
+
+
+@pytest.mark.slow
+def test_a_search_finds_the_shift_that_ends_nearest(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    result = stage.run(replace(CONFIG, timestep_shift="search"), tiny_checkpoint, bundle)
+    found = result.figures["timestep_shift"]
+    assert found["relative_error"][f"{found['chosen']:g}"] == min(found["relative_error"].values())
+    assert read_bundle(bundle).schedule.timestep_shift == found["chosen"]
+    assert result.describe().startswith(f"timestep shift {found['chosen']:g}: 3 steps end ")
+
+
+@pytest.mark.slow
+def test_a_shift_can_be_asked_for(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = replace(CONFIG, timestep_shift=2.5, prompts=("a red fox",))
+    assert "timestep_shift" not in stage.run(config, tiny_checkpoint, tmp_path / "bundle").figures
+    bundle = read_bundle(tmp_path / "bundle")
+    assert (bundle.schedule.timestep_shift, bundle.schedule.timestep_spacing) == (2.5, "trailing")
+    assert main(["info", str(tmp_path / "bundle")]) == 0
+    assert "3 steps of ddim, timestep shift 2.5, guidance 2" in capsys.readouterr().out
+
+
+def test_a_shift_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="got timestep shift 0, expected a number above 0, at most 100"):
+        stage.Config(timestep_shift=0.0)

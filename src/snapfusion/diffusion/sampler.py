@@ -90,8 +90,13 @@ def _log_snr(level: Level[float]) -> float:
 
 
 def ddim_path(schedule: Schedule, steps: int) -> list[Step]:
-    """DDIM's steps: from each t to t - T // steps, as diffusers; mostly, but not always, the t of the next call."""
+    """DDIM's steps: from each t to t - T // steps, as diffusers; mostly, but not always, the t of the next call.
+
+    With a `timestep_shift`, which diffusers has not, always that.
+    """
     timesteps = schedule.timesteps(steps)
+    if schedule.timestep_shift != 1:
+        return [Step(t, schedule.level(t), schedule.level(then)) for t, then in pairwise([*timesteps, -1])]
     stride = schedule.num_train_timesteps // steps
     return [Step(t, schedule.level(t), schedule.level(t - stride)) for t in timesteps]
 

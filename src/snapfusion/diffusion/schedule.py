@@ -23,6 +23,9 @@ TimestepSpacing = Literal["trailing", "leading", "linspace"]
 Number = TypeVar("Number")
 Level = tuple[Number, Number]  # (alpha, sigma)
 
+LARGEST_SHIFT = 100.0
+POSSIBLE_SHIFTS = f"a number above 0, at most {LARGEST_SHIFT:g}; 1 leaves the steps where they are"
+
 # Settings of diffusers which would change the picture: refused, since they are not done here.
 UNSUPPORTED = ("trained_betas", "thresholding", "clip_sample")
 
@@ -50,7 +53,8 @@ def x_and_noise(
 class Schedule:
     """The noise levels of a checkpoint and the steps to visit. Fields and defaults are diffusers' `DDIMScheduler`'s.
 
-    One field is ours: `distilled_steps`, how many steps of DDIM the checkpoint was distilled for; 0 where it was not.
+    Two fields are ours. `distilled_steps`: how many steps of DDIM the checkpoint was distilled for; 0 where it was not.
+    `timestep_shift`: above 1, more of the steps are spent where there is more noise (see `shifted`); trailing only.
 
     Raises `ValueError` for an impossible value, and for epsilon prediction with zero terminal SNR: there the latent
     is nothing but noise, and predicting it says nothing about x.
@@ -66,6 +70,7 @@ class Schedule:
     steps_offset: int = 0
     set_alpha_to_one: bool = True
     distilled_steps: int = 0
+    timestep_shift: float = 1.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -80,6 +85,13 @@ class Schedule:
         _check(0 < start <= end < 1, "beta_start, beta_end", (start, end), "0 < beta_start <= beta_end < 1")
         _check(0 <= self.steps_offset < steps, "steps_offset", self.steps_offset, f"0..{steps - 1}")
         _check(0 <= self.distilled_steps <= steps, "distilled_steps", self.distilled_steps, f"0..{steps}")
+        _check(0 < self.timestep_shift <= LARGEST_SHIFT, "timestep_shift", self.timestep_shift, POSSIBLE_SHIFTS)
+        _check(
+            self.timestep_shift == 1 or self.timestep_spacing == "trailing",
+            "timestep_spacing",
+            self.timestep_spacing,
+            "trailing, which a timestep_shift moves",
+        )
         if self.rescale_betas_zero_snr:
             _check(
                 self.prediction_type == "v_prediction",
@@ -107,8 +119,9 @@ class Schedule:
     def to_config(self) -> dict[str, Any]:
         """Returns a `scheduler_config.json` which diffusers' `DDIMScheduler` loads."""
         config = {"_class_name": "DDIMScheduler", "clip_sample": False, **asdict(self)}
-        if not self.distilled_steps:  # diffusers warns of what it does not know
-            del config["distilled_steps"]
+        for name in ("distilled_steps", "timestep_shift"):  # diffusers warns of what it does not know
+            if config[name] == getattr(Schedule, name):
+                del config[name]
         return config
 
     @cached_property
@@ -142,12 +155,17 @@ class Schedule:
     def timesteps(self, steps: int) -> list[int]:
         """Returns the integer steps that DDIM visits, `steps` of them, descending, as diffusers chooses them.
 
+        With a `timestep_shift` they are those of trailing spacing, moved; no two fall on one step.
+
         Raises `ValueError` unless 1 <= steps <= T.
         """
         total = self.num_train_timesteps
         if not 1 <= steps <= total:
             raise ValueError(f"got {steps} steps, expected 1..{total}; choose a number in that range")
-        if self.timestep_spacing == "trailing":
+        if self.timestep_shift != 1:
+            times = shifted(np.arange(steps, 0, -1) / steps, self.timestep_shift)
+            grid = _distinct((total * times).round().astype(np.int64) - 1)
+        elif self.timestep_spacing == "trailing":
             # In floats, as diffusers, so that ties round alike; the error can add a step below 0, which is cut off.
             grid = np.arange(total, 0, -total / steps).round()[:steps] - 1
         elif self.timestep_spacing == "leading":
@@ -156,6 +174,18 @@ class Schedule:
         else:
             grid = np.linspace(0, total - 1, steps).round()[::-1]
         return [int(t) for t in grid]
+
+
+def shifted(time: NDArray[np.float64], shift: float) -> NDArray[np.float64]:
+    """Times in 0..1, 1 being noise, moved towards it: s t / (1 + (s - 1) t) (arXiv 2403.03206, Eq. 23)."""
+    return shift * time / (1 + (shift - 1) * time)
+
+
+def _distinct(grid: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Descending steps of which no two are the same and none is below 0, as near to `grid` as a single pass brings."""
+    index = np.arange(len(grid))
+    lowered = np.minimum.accumulate(grid + index) - index  # each at least one below the one before
+    return np.maximum(lowered, index[::-1])  # and with room for those that follow
 
 
 # Up to alpha_bar all is rounded to float32, as in diffusers: these are the levels that a checkpoint was trained on.

@@ -62,7 +62,9 @@ def widen(unet: ElasticUNet, widths: tuple[int, ...], noise: float = 0.2, seed: 
     with torch.device("meta"):
         widened = cast(ElasticUNet, ElasticUNet.from_config({**cast(Any, unet.config), **wider}))
     if widened.state_dict().keys() != unet.state_dict().keys():  # a ResNet between equal widths has no shortcut
-        raise ValueError(f"got widths {widths} for a UNet of {own}, expected levels that differ in width where its do")
+        raise ValueError(
+            f"got widths {widths} for a UNet of {own}, expected neighbours that differ in width where they did"
+        )
     generator = torch.Generator().manual_seed(seed)
     weights = dict(_weights(unet.state_dict(), layers_of(unet), layers_of(widened), noise, generator))
     widened.load_state_dict(weights, assign=True)

@@ -47,11 +47,13 @@ def cross_check(
     guidance: float,
     scheduler: Scheduler = "ddim",
 ) -> CrossCheck | None:
-    """Draw the latents of some requests both ways; None for a checkpoint that diffusers has no pipeline for.
+    """Draw the latents of some requests both ways; None for a checkpoint that diffusers has no pipeline for, or whose
+    steps are shifted, as those of diffusers' DDIM cannot be.
 
     `checkpoint` is the one in `folder`. Only the networks' files are shared: diffusers reads them by itself.
     """
-    if read_json(folder / "model_index.json").get("_class_name") != "StableDiffusionPipeline":
+    foreign = read_json(folder / "model_index.json").get("_class_name") != "StableDiffusionPipeline"
+    if foreign or checkpoint.schedule.timestep_shift != 1:
         return None
     # Seconds of imports, and warnings of what is not installed, that only this needs.
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline

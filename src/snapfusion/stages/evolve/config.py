@@ -73,7 +73,7 @@ class Config:
     recoloured: float = 0.12
     """Share that are copies with a turned hue, and say so."""
     noise_shift: float = 1.0
-    """Above 1, noisy levels are drawn more often than others (see denoising.shifted)."""
+    """Above 1, noisy levels are drawn more often than others (see diffusion.schedule.shifted)."""
     variants: int = 8
     """Different sentences for a picture."""
     subset: Literal["core", "full"] = "core"

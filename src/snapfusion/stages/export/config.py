@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from snapfusion.diffusion.sampler import Scheduler
+from snapfusion.diffusion.schedule import LARGEST_SHIFT, POSSIBLE_SHIFTS
 from snapfusion.runtimes.choice import PARTS, Precision, Runtime
 
 # Subjects and styles that any text-to-image model knows something of.
@@ -59,8 +60,16 @@ class Config:
     """How closely to follow the prompt."""
     scheduler: Scheduler = "ddim"
     """The sampler."""
+    timestep_shift: float | Literal["search"] | None = None
+    """Above 1, more of the steps are spent where there is more noise, which few steps want. "search" finds the shift
+    that ends nearest to 50 steps, by drawing the prompts; by default as the checkpoint says, which is mostly none."""
     prompts: tuple[str, ...] = PROMPTS
     """What is drawn by torch and by the bundle to hold one against the other."""
+
+    def __post_init__(self) -> None:
+        shift = self.timestep_shift
+        if isinstance(shift, float | int) and not 0 < shift <= LARGEST_SHIFT:
+            raise ValueError(f"got timestep shift {shift:g}, expected {POSSIBLE_SHIFTS}")
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,15 @@ class Result:
     figures: Mapping[str, Any]
 
     def describe(self) -> str:
-        """The parity with torch, a line for each part of each runtime."""
+        """The parity with torch, a line for each part of each runtime; and what a search for a shift found."""
         lines = [f"{self.bundle}, against torch float32:"]
+        if found := self.figures.get("timestep_shift"):
+            error, none = (found["relative_error"][f"{shift:g}"] for shift in (found["chosen"], 1.0))
+            lines.insert(
+                0,
+                f"timestep shift {found['chosen']:g}: {found['steps']} steps end {error:.1%} from "
+                f"{found['many_steps']}, without it {none:.1%}",
+            )
         for runtime, parity in self.figures["parity"].items():
             if "not_run" in parity:
                 lines.append(f"{runtime}: not run, because {parity['not_run']}")

@@ -29,12 +29,14 @@ from snapfusion.runtimes.choice import (
 )
 from snapfusion.runtimes.quantisation import Calibration
 from snapfusion.runtimes.torch import Network, export_part
+from snapfusion.sampling import Sampling
 from snapfusion.settings import settings_for
 from snapfusion.stages.export.calibrate import calibrations, record
 from snapfusion.stages.export.config import Config, Result
 from snapfusion.stages.export.footprint import footprints, size_of
 from snapfusion.stages.export.modules import modules
 from snapfusion.stages.export.parity import check, measure
+from snapfusion.stages.export.shift import moved, search
 from snapfusion.tokens import tokenize, write_tokenizer
 
 STEPS = 50  # of a checkpoint that was distilled for none
@@ -83,6 +85,7 @@ def _pack(config: Config, manifest: Manifest, checkpoint: Path, decoder: Path, o
     if decoder != checkpoint:
         loaded = replace(loaded, vae=load_vae(decoder))
     configs = {"text_encoder": checkpoint / "text_encoder", "unet": checkpoint / "unet", "vae_decoder": decoder / "vae"}
+    loaded, figures = _placed(config, manifest, loaded)
     _frame(loaded, configs, out)
     shutil.copyfile(checkpoint / "model_index.json", out / "model_index.json")
     right = Networks(**{part: Network(module) for part, module in modules(loaded).items()})
@@ -98,10 +101,20 @@ def _pack(config: Config, manifest: Manifest, checkpoint: Path, decoder: Path, o
         openvino.export_tokenizer(out / "tokenizer")
     seal_bundle(out, manifest)  # to be opened and drawn with, as anybody would
 
-    parity = {runtime: _measure(config, out, runtime, right) for runtime in manifest.runtimes}
-    figures = {"parity": parity}
+    figures["parity"] = {runtime: _measure(config, out, runtime, right) for runtime in manifest.runtimes}
     seal_bundle(out, replace(manifest, figures=figures))
     return figures
+
+
+def _placed(config: Config, manifest: Manifest, loaded: Checkpoint) -> tuple[Checkpoint, dict[str, Any]]:
+    """The checkpoint with the steps where they were asked to be, and what was found where they were searched for."""
+    if config.timestep_shift is None:
+        return loaded, {}
+    if config.timestep_shift != "search":
+        return replace(loaded, schedule=moved(loaded.schedule, config.timestep_shift)), {}
+    defaults = manifest.defaults
+    found = search(loaded, config.prompts, Sampling(defaults.steps, defaults.guidance, defaults.scheduler))
+    return replace(loaded, schedule=moved(loaded.schedule, found.nearest)), {"timestep_shift": found.figures()}
 
 
 def _measure(config: Config, out: Path, runtime: Runtime, right: Networks) -> dict[str, Any]:

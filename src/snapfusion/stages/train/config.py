@@ -34,7 +34,7 @@ class Config:
     snr_gamma: float | None = None
     """Where to cut min-SNR weights, 5 as a rule. By default all noise levels count alike: see docs/log.md."""
     noise_shift: float = 1.0
-    """Above 1, noisy levels are drawn more often than others (see denoising.shifted)."""
+    """Above 1, noisy levels are drawn more often than others (see diffusion.schedule.shifted)."""
     recoloured: float = 0.12
     """Share that are copies with a turned hue, and say so."""
     variants: int = 8

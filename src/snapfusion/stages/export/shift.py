@@ -1,0 +1,79 @@
+"""Where few steps are best spent: the timestep shift whose latents end nearest to those of many steps.
+
+The sampler follows the same flow from noise to latent with few steps as with many, only more coarsely, and it errs
+where the flow bends: with strong guidance near the noise, where prompts are told apart. Nothing is trained for it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snapfusion.checkpoint import Checkpoint
+from snapfusion.diffusion.schedule import Schedule
+from snapfusion.sampling import Sampling, draw_latents
+
+SHIFTS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
+MANY_STEPS = 50
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was found: for every shift that was tried, how far its latents are from those of many steps."""
+
+    steps: int
+    errors: Mapping[float, float]
+    """By shift: ||few - many|| / ||many||, the mean over prompts."""
+
+    @property
+    def nearest(self) -> float:
+        """The shift of the smallest error; of equal ones the first, which is nearest to none."""
+        return min(self.errors, key=lambda shift: self.errors[shift])
+
+    def figures(self) -> dict[str, Any]:
+        """The same for a manifest."""
+        found = {f"{shift:g}": round(error, 4) for shift, error in self.errors.items()}
+        return {"chosen": self.nearest, "steps": self.steps, "many_steps": MANY_STEPS, "relative_error": found}
+
+
+def search(checkpoint: Checkpoint, prompts: Sequence[str], sampling: Sampling) -> Search:
+    """Draw the prompts' latents in `MANY_STEPS` steps, then with each of `SHIFTS` in those of `sampling`.
+
+    Picture k has seed k; scheduler and guidance are those of `sampling` throughout. It takes as many calls of the UNet
+    a prompt as `MANY_STEPS` + the steps x the number of shifts.
+    """
+    many = _latents(checkpoint, moved(checkpoint.schedule, 1.0), prompts, replace(sampling, steps=MANY_STEPS))
+
+    def error(shift: float) -> float:
+        few = _latents(checkpoint, moved(checkpoint.schedule, shift), prompts, sampling)
+        return mean(((few - many).flatten(1).norm(dim=1) / many.flatten(1).norm(dim=1)).tolist())
+
+    return Search(sampling.steps, {shift: error(shift) for shift in SHIFTS})
+
+
+def moved(schedule: Schedule, shift: float) -> Schedule:
+    """The schedule with a timestep shift, and with the trailing spacing that it wants.
+
+    Raises `ValueError` where the schedule's checkpoint was distilled for the steps that it has.
+    """
+    if schedule.distilled_steps and shift != schedule.timestep_shift:
+        raise ValueError(
+            f"got a timestep shift for a checkpoint that was distilled for {schedule.distilled_steps} steps with "
+            f"{schedule.timestep_shift:g}, expected none: it knows no others"
+        )
+    return replace(schedule, timestep_spacing="trailing", timestep_shift=shift)
+
+
+def _latents(checkpoint: Checkpoint, schedule: Schedule, prompts: Sequence[str], sampling: Sampling) -> Tensor:
+    """Latents `[B, C, h, w]` of the prompts."""
+    drawn = replace(checkpoint, schedule=schedule)
+    return torch.cat(
+        [
+            draw_latents(drawn, prompts[first : first + BATCH], range(first, len(prompts))[:BATCH], sampling)
+            for first in range(0, len(prompts), BATCH)
+        ]
+    )
