@@ -77,7 +77,7 @@ def _evolve(config: evolve.Config, costs: Costs, pictures: int) -> Row:
     trained = (config.robust_images + rounds * config.round_images) * (STEP + (FORWARD if config.distil else 0))
     tuned = budgets * config.finetune_images * (STEP + FORWARD)
     looks = (costs.blocks + 1) * (rounds + 1)
-    drawn = config.prompts if config.score == "drawing" else 0
+    drawn = config.prompts if config.score in ("drawing", "trajectory") else 0
     scored = looks * (drawn * config.steps * GUIDED if drawn else config.latents)
     operations = (trained + tuned + scored) * costs.unet.operations + looks * drawn * costs.decoder.operations
     memory = _unet_training(costs, config.batch / config.accumulate, config.gradient_checkpointing)

@@ -171,8 +171,8 @@ def test_a_stopped_evolution_ends_as_an_undisturbed_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("score", ["denoising", "output"])
-def test_a_family_from_one_supernet_scored_without_drawing(
+@pytest.mark.parametrize("score", ["trajectory", "denoising", "output"])
+def test_a_family_from_one_supernet_scored_without_a_judge(
     base: Path, table: Path, data: Path, tmp_path: Path, score, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(judge_a, "load_backbone", None)  # no judge is asked
@@ -227,7 +227,7 @@ def test_the_judge_learns_from_the_asked_subset_alone(base: Path, table: Path, d
     assert everything.quality != of_full.quality
 
 
-@pytest.mark.parametrize("score", ["denoising", "output"])
+@pytest.mark.parametrize("score", ["trajectory", "denoising", "output"])
 @pytest.mark.parametrize(("training", "scores", "expected"), [(4, None, 4), (1, 4, 4), (4, 2, 2)])
 def test_losses_are_at_the_noise_levels_that_were_asked_for(
     base: Path, table: Path, data: Path, tmp_path: Path, score, training, scores, expected, monkeypatch

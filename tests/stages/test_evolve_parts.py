@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from snapfusion import cli
+from snapfusion import cli, tiny
+from snapfusion.data.choice import seed_of
+from snapfusion.data.prompts import prompt_of
 from snapfusion.denoising import Batch
 from snapfusion.fit import FitConfig
 from snapfusion.latents import Cache
 from snapfusion.metrics.estimate import Estimate
 from snapfusion.model.architecture import Architecture
 from snapfusion.model.unet import ElasticUNet
+from snapfusion.sampling import Sampling, draw_latents
 from snapfusion.stage_folder import PausedError
 from snapfusion.stages.evolve.baselines import by_chance, by_hand
 from snapfusion.stages.evolve.config import Config
@@ -34,8 +37,9 @@ from snapfusion.stages.evolve.robust import (
 )
 from snapfusion.stages.evolve.scores import Score
 from snapfusion.stages.evolve.search import Limits
-from snapfusion.stages.evolve.trial import denoising_trial, output_trial
+from snapfusion.stages.evolve.trial import denoising_trial, output_trial, trajectory_trial
 from snapfusion.stages.train.unet import sticker_schedule
+from tiny_evaluation import pair_of
 from tiny_tables import tiny_table
 
 WIDTHS = (8, 8, 16, 16)
@@ -179,6 +183,21 @@ def test_losses_without_sampling(unet: ElasticUNet, batch: Batch) -> None:
     losses = [(batch.weight * ((p - batch.target) ** 2).flatten(1).mean(dim=1)).mean().item() for p in (whole, without)]
     assert denoising.quality(unet, {RESNET}).value == pytest.approx(-losses[1] / losses[0], rel=0.01)
     assert len(denoising.scale) == len(output.scale) == 6
+
+
+def test_latents_are_held_against_those_of_the_whole_network() -> None:
+    torch.manual_seed(0)
+    checkpoint, sampling = tiny.checkpoint(), Sampling(steps=3, guidance=4.0)
+    pairs = [pair_of(thing, 0, "3d") for thing in ("fox", "apple", "ghost")]
+    trial = trajectory_trial(checkpoint, pairs, sampling, batch=2)
+    assert trial.quality(checkpoint.unet).value == pytest.approx(0, abs=1e-9)
+    asked = [prompt_of(pair) for pair in pairs], [seed_of(pair) for pair in pairs]
+    whole = draw_latents(checkpoint, *asked, sampling)
+    without = draw_latents(replace(checkpoint, unet=checkpoint.unet.without(RESNET)), *asked, sampling)
+    expected = (without - whole).square().mean() / whole.square().mean()
+    assert trial.quality(checkpoint.unet, {RESNET}).value == pytest.approx(-expected.item(), rel=1e-3)
+    drawn = "3 prompts of train, 3 steps of ddim, guidance 4"
+    assert trial.protocol == f"distance of latents, {drawn}; 0 is the whole network"
 
 
 def test_the_papers_table_3_is_told_as_in_the_paper() -> None:

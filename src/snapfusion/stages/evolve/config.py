@@ -35,8 +35,9 @@ class Config:
     """Share of the budget that the last cut leaves free for them."""
     copies_start: Literal["identity", "same"] = "identity"
     """Whether a copy begins as the identity or with its original's weights."""
-    score: Literal["drawing", "denoising", "output"] = "drawing"
-    """What a block's quality is: alignment of pictures drawn without it, or a loss on latents."""
+    score: Literal["drawing", "trajectory", "denoising", "output"] = "drawing"
+    """What a block's quality is: alignment of pictures drawn without it, distance of latents drawn without it from
+    those of the whole network, or a loss on real latents."""
     latents: int = 512
     """Held-out latents that such a loss is the mean of."""
     score_shift: float | None = None

@@ -8,6 +8,7 @@ import torch
 
 from snapfusion.bench import open_bench
 from snapfusion.checkpoint import Checkpoint, load_checkpoint
+from snapfusion.data.choice import chosen
 from snapfusion.data.pairs import load_index
 from snapfusion.denoising import draw_batch
 from snapfusion.json_file import read_json, write_json
@@ -20,7 +21,14 @@ from snapfusion.sampling import Sampling
 from snapfusion.stages.evolve.config import Config
 from snapfusion.stages.evolve.robust import Data
 from snapfusion.stages.evolve.search import Goal
-from snapfusion.stages.evolve.trial import Trial, denoising_trial, drawing_trial, fair_prompts, output_trial
+from snapfusion.stages.evolve.trial import (
+    Trial,
+    denoising_trial,
+    drawing_trial,
+    fair_prompts,
+    output_trial,
+    trajectory_trial,
+)
 from snapfusion.table import Table
 
 CACHE, BASE = "cache", "base.json"
@@ -67,7 +75,8 @@ def prepare(config: Config, sources: Sources, goal: Goal, folder: Path) -> Setti
         network.to(device).requires_grad_(False)  # pyright: ignore[reportArgumentType]
     train, held_out = load_latents(config, base, sources.data, folder / CACHE)
     data = Data(train, base.schedule, config.batch, config.dropout, config.recoloured, config.seed, config.noise_shift)
-    trial = judged(config, base, sources) if config.score == "drawing" else unjudged(config, base, held_out)
+    sampled = config.score in ("drawing", "trajectory")
+    trial = drawn(config, base, sources) if sampled else predicted(config, base, held_out)
     if not (folder / BASE).is_file():
         write_json(folder / BASE, {"quality": asdict(trial.quality(base.unet)), "protocol": trial.protocol})
     quality = Estimate(**read_json(folder / BASE)["quality"])
@@ -81,16 +90,19 @@ def load_latents(config: Config, base: Checkpoint, data: Path, folder: Path) -> 
     return train.to(base.unet.device), cells.to(base.unet.device)
 
 
-def judged(config: Config, base: Checkpoint, sources: Sources) -> Trial:
-    """Pictures that judge A looks at."""
-    store = VectorStore((sources.cache or default_cache()) / "vectors.sqlite")
+def drawn(config: Config, base: Checkpoint, sources: Sources) -> Trial:
+    """Pictures that judge A looks at, or latents that are held against the base's."""
     pairs = load_index(sources.data, core=config.subset == "core")
-    bench = open_bench(judge_a, sources.data, pairs, store, base.unet.device.type, sources.cache)
     sampling = Sampling(config.steps, config.guidance, bf16=config.precision == "bf16")
+    if config.score == "trajectory":
+        asked = chosen([pair for pair in pairs if pair.split == "train"], config.prompts, "evolve")
+        return trajectory_trial(base, asked, sampling, config.draw_batch)
+    store = VectorStore((sources.cache or default_cache()) / "vectors.sqlite")
+    bench = open_bench(judge_a, sources.data, pairs, store, base.unet.device.type, sources.cache)
     return drawing_trial(base, bench, fair_prompts(bench, pairs, config.prompts), sampling, config.draw_batch)
 
 
-def unjudged(config: Config, base: Checkpoint, held_out: Cache) -> Trial:
+def predicted(config: Config, base: Checkpoint, held_out: Cache) -> Trial:
     """Losses on real latents that the base was not trained on."""
     rows, shift = min(ROWS, config.latents), config.score_shift or config.noise_shift
     batches = [

@@ -1,11 +1,13 @@
 """What every network is put to: the same things for all of them, so that differences come from the networks alone.
 
 drawing     pictures of fixed prompts from fixed seeds, as judge A sees them: the paper's way, and the dearest
+trajectory  how far the latents that it draws are from those that the whole network draws: guidance, which makes much of
+            what a prompt changes, counts as it does in pictures, and differences are seen with fewer of them
 denoising   the denoising loss on real latents: no sampling, a hundredth of the full protocol's cost
 output      how far the output is from the whole network's, on the same latents
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,24 +62,52 @@ def fair_prompts(bench: Bench, pairs: Sequence[Pair], count: int) -> list[Pair]:
     return chosen(bench.unseen([pair for pair in pairs if pair.split == "train"]), count, "evolve")
 
 
+Draw = Callable[[ElasticUNet, Collection[str]], Iterator[Tensor]]
+
+
 def drawing_trial(checkpoint: Checkpoint, bench: Bench, pairs: Sequence[Pair], sampling: Sampling, batch: int) -> Trial:
     """Alignment of the pictures that a UNet draws of the pairs' prompts with the rest of `checkpoint`."""
+    draw = _drawing(checkpoint, pairs, sampling, batch)
+
+    def measure(unet: ElasticUNet, off: Collection[str]) -> Merits:
+        images = (pixels(decode(checkpoint.vae, latent)) for latent in draw(unet, off))
+        return bench.verdict(image_vectors(bench.backbone, images), pairs).gap
+
+    protocol = f"judge A, {_drawn(pairs, sampling)}; 1 is real"
+    return Trial(measure, bench.verdict(bench.real(pairs), pairs).gap, protocol)
+
+
+def trajectory_trial(checkpoint: Checkpoint, pairs: Sequence[Pair], sampling: Sampling, batch: int) -> Trial:
+    """The squared distance of the latents that a UNet draws from those of `checkpoint`'s own UNet, negative; as a share
+    of those."""
+    draw = _drawing(checkpoint, pairs, sampling, batch)
+    whole = torch.cat(list(draw(checkpoint.unet, ())))
+
+    def measure(unet: ElasticUNet, off: Collection[str]) -> Merits:
+        return -_distance(torch.cat(list(draw(unet, off))), whole).cpu().numpy()
+
+    protocol = f"distance of latents, {_drawn(pairs, sampling)}; 0 is the whole network"
+    return Trial(measure, _distance(whole, torch.zeros_like(whole)).cpu().numpy(), protocol)
+
+
+def _drawing(checkpoint: Checkpoint, pairs: Sequence[Pair], sampling: Sampling, batch: int) -> Draw:
+    """What draws the pairs' prompts by a UNet without some of its blocks: latents `[<= batch, C, h, w]` in order."""
     embedding = embed(checkpoint, ["", *map(prompt_of, pairs)])
     noise = noise_of(latent_shape(checkpoint), [seed_of(pair) for pair in pairs]).to(embedding.device)
     parts = [slice(start, start + batch) for start in range(0, len(pairs), batch)]
 
-    def measure(unet: ElasticUNet, off: Collection[str]) -> Merits:
+    def draw(unet: ElasticUNet, off: Collection[str]) -> Iterator[Tensor]:
         without = Without(unet.eval(), off)
-        latents = (
-            sample_latents(without, checkpoint.schedule, embedding[1:][part], embedding[:1], noise[part], sampling)
-            for part in parts
-        )
-        images = (pixels(decode(checkpoint.vae, latent)) for latent in latents)
-        return bench.verdict(image_vectors(bench.backbone, images), pairs).gap
+        for part in parts:
+            rows = embedding[1:][part], embedding[:1], noise[part]
+            yield sample_latents(without, checkpoint.schedule, *rows, sampling)
 
-    drawn = f"{len(pairs)} prompts of train, {sampling.steps} steps of {sampling.scheduler}"
-    protocol = f"judge A, {drawn}, guidance {sampling.guidance:g}; 1 is real"
-    return Trial(measure, bench.verdict(bench.real(pairs), pairs).gap, protocol)
+    return draw
+
+
+def _drawn(pairs: Sequence[Pair], sampling: Sampling) -> str:
+    steps = f"{sampling.steps} steps of {sampling.scheduler}"
+    return f"{len(pairs)} prompts of train, {steps}, guidance {sampling.guidance:g}"
 
 
 def denoising_trial(whole: ElasticUNet, batches: Sequence[Batch]) -> Trial:
