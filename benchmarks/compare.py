@@ -177,14 +177,16 @@ def main(arguments: list[str] | None = None) -> int:
         evaluate.run(asked, [options.base, options.ours], evaluate.Sources(options.data), options.work / "evaluate")
         report = options.work / "evaluate" / evaluate.REPORT
 
-    figures = measure(rows_of(options.base, base_bundle, read_bundle(options.ours), options.steps), options.runs)
+    ours = read_bundle(options.ours)
+    figures = measure(rows_of(options.base, base_bundle, ours, options.steps), options.runs)
     if report is not None:
         for name, judged in quality(report, figures).items():
             figures[name] |= judged
     parts = factors(figures)
     show(figures, parts)
     if options.json:
-        protocol = {"prompt": PROMPT, "seed": SEED, "scheduler": "ddim", "runs": options.runs, **machine()}
+        scheduler = f"ddim; ours {ours.manifest.defaults.scheduler}"
+        protocol = {"prompt": PROMPT, "seed": SEED, "scheduler": scheduler, "runs": options.runs, **machine()}
         record = {"protocol": protocol, "rows": [{"name": name, **one} for name, one in figures.items()]}
         options.json.write_text(json.dumps({**record, "factors": parts}, indent=1) + "\n")
     return 0

@@ -177,9 +177,9 @@ def test_the_vanilla_loss_asks_for_the_caption_alone() -> None:
 def test_a_student_becomes_a_checkpoint_that_says_its_steps(
     data: Path, tiny_checkpoint: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    result = run(CONFIG, teacher, tiny_checkpoint, data, tmp_path / "a")
+    result = run(replace(CONFIG, timestep_shift=2.0), teacher, tiny_checkpoint, data, tmp_path / "a")
     written, before = load_checkpoint(result.checkpoint), load_checkpoint(teacher)
-    assert written.schedule == replace(before.schedule, distilled_steps=4)
+    assert written.schedule == replace(before.schedule, distilled_steps=4, timestep_shift=2.0)
     assert any(
         not torch.equal(weight, weights(teacher)[name].half()) for name, weight in weights(result.checkpoint).items()
     )
@@ -254,6 +254,8 @@ def other(checkpoint: Checkpoint, change: str) -> Checkpoint:
         return replace(checkpoint, schedule=replace(checkpoint.schedule, beta_schedule="scaled_linear"))
     if change == "distilled":
         return replace(checkpoint, schedule=replace(checkpoint.schedule, distilled_steps=16))
+    if change == "shift":
+        return replace(checkpoint, schedule=replace(checkpoint.schedule, distilled_steps=8, timestep_shift=2.0))
     if change == "prediction":
         return replace(checkpoint, schedule=Schedule())
     fresh = tiny_models.sticker_checkpoint()
@@ -266,6 +268,7 @@ def other(checkpoint: Checkpoint, change: str) -> Checkpoint:
     [
         ("prediction", r"got a teacher that predicts epsilon, .*distill velocity"),
         ("distilled", r"got a teacher distilled for 16 steps to teach 4, expected one for 8"),
+        ("shift", r"got a teacher distilled with timestep shift 2, expected 1 as the student's"),
         ("noise levels", "different noise levels"),
         ("text encoder", "different text encoders"),
         ("latents", "different latents"),
@@ -279,11 +282,19 @@ def test_a_teacher_that_cannot_teach_is_refused(change: str, message: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("p", 1.5), ("gamma", -1.0), ("guidance", (14.0, 2.0)), ("steps", 0), ("gamma", math.nan)]
+    ("field", "value"),
+    [
+        ("p", 1.5),
+        ("gamma", -1.0),
+        ("guidance", (14.0, 2.0)),
+        ("steps", 0),
+        ("gamma", math.nan),
+        ("timestep shift", 0.0),
+    ],
 )
 def test_an_impossible_config_is_refused(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"got {field} "):
-        Config(**{field: value})
+        Config(**{field.replace(" ", "_"): value})
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Eq. 7-11, worked out again in float64 by another route, and by hand."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -35,7 +36,10 @@ STABLE_DIFFUSION = Schedule(
     prediction_type="v_prediction",
     timestep_spacing="trailing",
 )
-every_schedule = pytest.mark.parametrize("schedule", [STICKERS, STABLE_DIFFUSION], ids=["stickers", "sd"])
+SHIFTED = replace(STICKERS, timestep_shift=3.0)
+every_schedule = pytest.mark.parametrize(
+    "schedule", [STICKERS, STABLE_DIFFUSION, SHIFTED], ids=["stickers", "sd", "shifted"]
+)
 every_count = pytest.mark.parametrize("steps", [1, 4, 8, 16, 32])
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from snapfusion.diffusion.schedule import LARGEST_SHIFT, POSSIBLE_SHIFTS
 from snapfusion.fit import FitConfig
 
 
@@ -77,6 +78,8 @@ class Config(Training):
     """The range that w is drawn from, for each picture anew."""
     gamma: float = 0.2
     """Weight of the original loss, relative to the distillation loss; 0 leaves it out."""
+    timestep_shift: float = 1.0
+    """Where the student's steps are: above 1, more of them where there is more noise. The paper's are evenly spread."""
 
     def __post_init__(self) -> None:
         low, high = self.guidance
@@ -85,6 +88,7 @@ class Config(Training):
             ("p", self.p, 0 <= self.p <= 1, "a share from 0 to 1"),
             ("guidance", self.guidance, 0 <= low <= high < math.inf, "a range such as 2 14"),
             ("gamma", self.gamma, 0 <= self.gamma < math.inf, "a weight from 0"),
+            ("timestep shift", self.timestep_shift, 0 < self.timestep_shift <= LARGEST_SHIFT, POSSIBLE_SHIFTS),
         ):
             if not right:
                 raise ValueError(f"got {name} {got}, expected {expected}")

@@ -80,8 +80,9 @@ def distil(
     config: Config, student: Checkpoint, teacher: Checkpoint, data: Path, folder: Path, cache: Path
 ) -> dict[str, Any]:
     """Train the student and write it to `folder / "checkpoint"`; returns what was measured."""
-    check_pair(student, teacher, config.steps)
-    schedule = replace(student.schedule, timestep_spacing="trailing", distilled_steps=config.steps)
+    check_pair(student, teacher, config.steps, config.timestep_shift)
+    placed = {"timestep_spacing": "trailing", "timestep_shift": config.timestep_shift}
+    schedule = replace(student.schedule, **placed, distilled_steps=config.steps)
     train, cells = read_caches(config, student, data, cache)
     device, bf16 = device_of_run(), config.precision == "bf16"
     steps = leaps(schedule, config.steps).to(device)
@@ -124,8 +125,8 @@ def held_out_losses(
     return found
 
 
-def check_pair(student: Checkpoint, teacher: Checkpoint, steps: int) -> None:
-    """Raise `ValueError` unless `student` can learn `steps` steps from `teacher`."""
+def check_pair(student: Checkpoint, teacher: Checkpoint, steps: int, shift: float = 1.0) -> None:
+    """Raise `ValueError` unless `student` can learn `steps` steps, placed by `shift`, from `teacher`."""
     for role, checkpoint in (("student", student), ("teacher", teacher)):
         if checkpoint.schedule.prediction_type != "v_prediction":
             raise ValueError(
@@ -136,6 +137,11 @@ def check_pair(student: Checkpoint, teacher: Checkpoint, steps: int) -> None:
         raise ValueError(
             f"got a teacher distilled for {teacher.schedule.distilled_steps} steps to teach {steps}, expected "
             f"one for {2 * steps}, or one that was not distilled"
+        )
+    if teacher.schedule.distilled_steps and teacher.schedule.timestep_shift != shift:
+        raise ValueError(
+            f"got a teacher distilled with timestep shift {teacher.schedule.timestep_shift:g}, expected {shift:g} as "
+            "the student's: it knows no other steps"
         )
     if not np.array_equal(student.schedule.alphas, teacher.schedule.alphas):
         raise ValueError("got a student and a teacher of different noise levels, expected the same schedule")

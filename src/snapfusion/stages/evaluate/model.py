@@ -37,11 +37,14 @@ class Model:
     folder: Path
     opened: OpenBundle | Checkpoint | None
     """What draws, in memory; None for a model that is nothing but a function."""
+    timestep_shift: float = 1.0
+    """Where its steps are: see `snapfusion.diffusion.schedule`."""
 
     def describe(self, guidance: float) -> str:
         """How it draws, on a line: all that a figure depends on besides the protocol."""
+        shift = f" with shift {self.timestep_shift:g}" if self.timestep_shift != 1 else ""
         return (
-            f"{self.name} {self.sha256[:12]} in {self.engine}: {self.steps} steps of {self.scheduler}, guidance "
+            f"{self.name} {self.sha256[:12]} in {self.engine}: {self.steps} steps of {self.scheduler}{shift}, guidance "
             f"{guidance:g}, {self.side} px; the seed of a picture is SHA-256 of seed|its key, 32 bits"
         )
 
@@ -64,13 +67,15 @@ def open_model(
         engine = f"{bundle.runtime} {load(bundle.runtime).precision()}"
         scheduler = scheduler or defaults.scheduler
         draw, side = _draw_one_by_one(opened, steps, scheduler), bundle.image_size
-        return Model(bundle.manifest.name, bundle.hash, engine, steps, scheduler, side, draw, folder, opened)
+        shift = bundle.schedule.timestep_shift
+        return Model(bundle.manifest.name, bundle.hash, engine, steps, scheduler, side, draw, folder, opened, shift)
     checkpoint = load_checkpoint(folder)
     steps = steps or checkpoint.schedule.distilled_steps or STEPS
     sampling, side = Sampling(steps, scheduler=scheduler or "ddim"), latent_shape(checkpoint)[1] * checkpoint.vae.factor
     draw = _draw_batches(checkpoint, sampling, batch, device)
     name, engine = folder.resolve().name, f"torch float32 on {device}"
-    return Model(name, hash_of(folder), engine, steps, sampling.scheduler, side, draw, folder, checkpoint)
+    shift = checkpoint.schedule.timestep_shift
+    return Model(name, hash_of(folder), engine, steps, sampling.scheduler, side, draw, folder, checkpoint, shift)
 
 
 def hash_of_model(folder: Path) -> str:
