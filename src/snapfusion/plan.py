@@ -79,7 +79,8 @@ def _evolve(config: evolve.Config, costs: Costs, pictures: int) -> Row:
     looks = (costs.blocks + 1) * (rounds + 1)
     drawn = config.prompts if config.score in ("drawing", "trajectory") else 0
     scored = looks * (drawn * config.steps * GUIDED if drawn else config.latents)
-    operations = (trained + tuned + scored) * costs.unet.operations + looks * drawn * costs.decoder.operations
+    decoded = looks * drawn if config.score == "drawing" else 0
+    operations = (trained + tuned + scored) * costs.unet.operations + decoded * costs.decoder.operations
     memory = _unet_training(costs, config.batch / config.accumulate, config.gradient_checkpointing)
     disk = (budgets + 1) * _checkpoint(costs) + TRAINED * costs.unet.parameters + _cache(costs, pictures)
     return Row("evolve", operations + _encoded(costs, pictures), memory, disk)

@@ -34,8 +34,8 @@ def stickers() -> Recipe:
         velocity=VelocityConfig(),
         profile=profile.Config(),
         evolve=evolve.Config(
-            cuts=1, room=0.035, score="denoising", latents=256, score_shift=4.0, skip_rise=150,
-            noise_shift=2.0, robust_images=12_000, round_images=4_000, finetune_images=64_000,
+            cuts=1, room=0.035, score="trajectory", prompts=16, steps=6, skip_rise=50,
+            noise_shift=2.0, robust_images=3_200, round_images=3_200, finetune_images=24_000,
         ),
         distill_steps=None,  # placed well, 8 steps lose nothing of this base; what distilling costs: docs/steps.md
         distill_decoder=distill_decoder.Config(latents=384, held_out=64, steps=20, guidance=4.0, images=9_600),
