@@ -172,6 +172,13 @@ def test_a_copy_takes_the_name_of_the_block_behind_which_it_stands() -> None:
     assert worthless_copies(before, after) == (f"{UP}.copies.0",)
 
 
+@pytest.mark.parametrize(("low", "stays"), [(-0.001, False), (0.001, True)])
+def test_a_copy_stays_only_if_its_gain_is_beyond_its_spread(low: float, stays: bool) -> None:
+    name = f"{UP}.copies.0"
+    after = Scored(WHOLE.with_copies(UP), (Score(name, Estimate(0.01, low, 0.02), 1.0),))
+    assert worthless_copies(Scored(WHOLE, ()), after) == (() if stays else (name,))
+
+
 def test_impossible_budgets_are_refused_with_the_smallest_that_is_possible() -> None:
     cost = cost_of({DOWN: 16.0, UP: 2.0, MID: 2.0})
     assert check_budgets(WHOLE, cost, (12.0, 20.0), "ms") == (20.0, 12.0)

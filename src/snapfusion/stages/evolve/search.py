@@ -5,7 +5,7 @@
     in between     robust training and new scores
 
 Ours where Algorithm 1 is silent: each budget is approached in a fixed number of equal cuts, a block that need not go
-after all is put back, and a copy goes again if pictures are no worse without it.
+after all is put back, and a copy goes again unless pictures are worse without it, beyond the spread of that.
 """
 
 from collections.abc import Callable, Sequence
@@ -129,9 +129,9 @@ def copies(scored: Scored, cost: Cost, budget: float, most: int, refused: frozen
 
 
 def worthless_copies(before: Scored, after: Scored) -> tuple[str, ...]:
-    """The copies that came in between and without which pictures are no worse."""
+    """The copies that came in between and without which pictures are not worse for certain: they cost milliseconds."""
     new = added(before, after)
-    return tuple(score.block for score in after.scores if score.block in new and score.drop.value <= 0)
+    return tuple(score.block for score in after.scores if score.block in new and score.drop.low <= 0)
 
 
 def added(before: Scored, after: Scored) -> tuple[str, ...]:
