@@ -227,7 +227,7 @@ def test_the_judge_learns_from_the_asked_subset_alone(base: Path, table: Path, d
     assert everything.quality != of_full.quality
 
 
-@pytest.mark.parametrize("score", ["trajectory", "denoising", "output"])
+@pytest.mark.parametrize("score", ["denoising", "output"])
 @pytest.mark.parametrize(("training", "scores", "expected"), [(4, None, 4), (1, 4, 4), (4, 2, 2)])
 def test_losses_are_at_the_noise_levels_that_were_asked_for(
     base: Path, table: Path, data: Path, tmp_path: Path, score, training, scores, expected, monkeypatch
