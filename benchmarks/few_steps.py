@@ -19,26 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snapfusion.checkpoint import Checkpoint, load_checkpoint
+from snapfusion.checkpoint import load_checkpoint
 from snapfusion.data.choice import chosen, seed_of
-from snapfusion.data.pairs import Pair, load_index
+from snapfusion.data.pairs import load_index
 from snapfusion.data.prompts import prompt_of
 from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.metrics.fidelity import psnr
 from snapfusion.metrics.lpips import load_lpips
-from snapfusion.sampling import Sampling, decode, draw_latents
-from snapfusion.stages.export.shift import MANY_STEPS, moved
+from snapfusion.sampling import Sampling, decode
+from snapfusion.stages.export.shift import MANY_STEPS, latents, moved, relative_error
 
 BATCH = 16
 SCHEDULERS: tuple[Scheduler, ...] = ("ddim", "dpm++")
-
-
-def latents(checkpoint: Checkpoint, shift: float, asked: list[Pair], sampling: Sampling) -> Tensor:
-    """What the prompts of `asked` are drawn to be, `[N, C, h, w]`."""
-    placed = replace(checkpoint, schedule=moved(checkpoint.schedule, shift))
-    batches = [asked[first : first + BATCH] for first in range(0, len(asked), BATCH)]
-    drawn = [draw_latents(placed, [*map(prompt_of, b)], [*map(seed_of, b)], sampling) for b in batches]
-    return torch.cat(drawn)
 
 
 def main() -> None:
@@ -58,23 +50,28 @@ def main() -> None:
     splits = [[pair for pair in index if pair.split == name] for name in ("cells", "train")]
     asked = [pair for split in splits for pair in chosen(split, options.pictures // 2, "few steps")]
 
+    prompts, seeds = [*map(prompt_of, asked)], [*map(seed_of, asked)]
+
+    def drawn_with(shift: float, sampling: Sampling) -> Tensor:
+        placed = replace(checkpoint, schedule=moved(checkpoint.schedule, shift))
+        return latents(placed, prompts, seeds, sampling)
+
     def pictures(latent: Tensor) -> Tensor:
         return torch.cat([decode(checkpoint.vae, part) for part in latent.split(BATCH)])
 
-    many = latents(checkpoint, 1.0, asked, Sampling(MANY_STEPS, options.guidance, bf16=True))
+    many = drawn_with(1.0, Sampling(MANY_STEPS, options.guidance, bf16=True))
     target = pictures(many)
     rows: list[dict[str, Any]] = []
     for steps in options.steps:
         for scheduler in SCHEDULERS:
             for shift in options.shifts:
                 start = perf_counter()
-                few = latents(checkpoint, shift, asked, Sampling(steps, options.guidance, scheduler, bf16=True))
+                few = drawn_with(shift, Sampling(steps, options.guidance, scheduler, bf16=True))
                 seconds, drawn = perf_counter() - start, pictures(few)
                 with torch.inference_mode():
                     pairs = zip(drawn.split(BATCH), target.split(BATCH), strict=True)
                     distance = torch.cat([lpips(one, other) for one, other in pairs]).mean().item()
-                error = ((few - many).flatten(1).norm(dim=1) / many.flatten(1).norm(dim=1)).mean().item()
-                nearness = psnr(drawn, target).median().item()
+                error, nearness = relative_error(few, many), psnr(drawn, target).median().item()
                 name = f"{steps} steps of {scheduler}, shift {shift:g}"
                 print(f"{name:32}{error:>7.3f}{nearness:>7.1f} dB  LPIPS {distance:.4f}", flush=True)
                 found = {"relative_error": error, "psnr_db": nearness, "lpips": distance}

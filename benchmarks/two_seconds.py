@@ -194,15 +194,15 @@ def measure(row: Row, bundles: Bundles, runs: int) -> dict[str, Any]:
         "host_share": float(np.median(1 - all_seconds[:, 1:].sum(axis=1) / all_seconds[:, 0])),
     }
     if row.program == "ours":
-        figures |= {"bundle": read_bundle(folder).hash, **low_memory(folder, command)}
+        figures |= {"bundle": read_bundle(folder).hash, **low_memory(folder, command, row.guidance != NO_GUIDANCE)}
     return figures
 
 
-def low_memory(folder: Path, command: list[str]) -> dict[str, float]:
+def low_memory(folder: Path, command: list[str], guided: bool) -> dict[str, float]:
     """The most memory of `--low-memory` and of the largest network alone, beyond the bare program's, bytes."""
     _, bare = time_a_process([sys.executable, "-c", "import snapfusion.generate_command, snapfusion.runtimes.openvino"])
     _, low = time_a_process([*(word.replace("{}", "1") for word in command), "--low-memory"])
-    largest = max(part["peak_bytes"] for part in footprints(folder, "openvino").values())
+    largest = max(part["peak_bytes"] for part in footprints(folder, "openvino", guided).values())
     return {"low_memory_bytes": low - bare, "largest_part_bytes": largest, "low_memory_ratio": (low - bare) / largest}
 
 
@@ -272,20 +272,21 @@ def main(arguments: list[str] | None = None) -> int:
     for name, reason in reasons.items():
         if reason is not None:
             print(f"{name}: not run: {reason}", file=sys.stderr)
+    protocol = {"prompt": PROMPT, "seed": SEED, "scheduler": "ddim", "size": sd15.side(options.size)}
+    protocol |= {"model": options.size, "weights": "random", "runs": options.runs, "scaled_above_seconds": LONG}
+    protocol |= {"computed_in": openvino.precision(), **machine()}
     rows: dict[str, dict[str, Any]] = {}
+    found: list[tuple[str, float, str, float]] = []
     for name in [name for name, reason in reasons.items() if reason is None]:
         print(f"{name} ...", file=sys.stderr)
         rows[name] = measure(ROWS[name], bundles, options.runs)
-    found = bars(rows) if options.size == "sd15" else []  # asked of that size alone
+        found = bars(rows) if options.size == "sd15" else []  # asked of that size alone
+        if options.json:  # after every row: the next may find too little memory
+            record = [{"name": name, **asdict(ROWS[name]), **row} for name, row in rows.items()]
+            record += [{"name": name, "not_run": reason} for name, reason in reasons.items() if reason is not None]
+            options.json.write_text(json.dumps({"protocol": protocol, "rows": record, "bars": found}, indent=1) + "\n")
     show(rows)
     show_bars(found)
-    if options.json:
-        protocol = {"prompt": PROMPT, "seed": SEED, "scheduler": "ddim", "size": sd15.side(options.size)}
-        protocol |= {"model": options.size, "weights": "random", "runs": options.runs, "scaled_above_seconds": LONG}
-        protocol |= {"computed_in": openvino.precision(), **machine()}
-        record = [{"name": name, **asdict(ROWS[name]), **row} for name, row in rows.items()]
-        record += [{"name": name, "not_run": reason} for name, reason in reasons.items() if reason is not None]
-        options.json.write_text(json.dumps({"protocol": protocol, "rows": record, "bars": found}, indent=1) + "\n")
     return 0 if rows else 2
 
 

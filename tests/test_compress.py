@@ -3,6 +3,7 @@
 import io
 import json
 import multiprocessing
+import re
 import shutil
 import subprocess
 import sys
@@ -19,11 +20,13 @@ import torch
 from safetensors.torch import load_file
 
 from snapfusion import recipes
+from snapfusion import tiny as tiny_inputs
 from snapfusion.bundle import read_bundle
 from snapfusion.cli import main
 from snapfusion.compress import compress, within
 from snapfusion.generate import open_bundle
 from snapfusion.model.architecture import Architecture
+from snapfusion.recipes import inputs_of
 from snapfusion.stage_folder import PausedError
 from snapfusion.table import load_table
 
@@ -75,9 +78,48 @@ def test_it_leaves_a_bundle_a_report_and_a_result_for_every_stage(run: Path) -> 
     assert "<html" in (run / "report.html").read_text()[:500]
     bundle = read_bundle(run / "bundle")
     assert (bundle.manifest.defaults.steps, bundle.schedule.distilled_steps) == (2, 2)
+    assert (run / link_of(run / "report.html", "pairs.html")).is_file()
     decoder = json.loads((run / "bundle" / "vae_decoder" / "config.json").read_text())
     assert decoder["decoder_block_out_channels"] == [4, 4]  # half of the tiny autoencoder's 8
     (picture,) = open_bundle(run / "bundle")("a fox", seed=1)
+    assert picture.size == (64, 64)
+
+
+def link_of(page: Path, name: str) -> str:
+    """Where a link on a page leads."""
+    (found,) = re.findall(rf'href="([^"]*{re.escape(name)})"', page.read_text())
+    return found
+
+
+def test_stable_diffusions_kind_goes_through_every_stage(tiny_sd_checkpoint: Path, tmp_path: Path) -> None:
+    """CLIP, prediction of noise, diffusers' own autoencoder; the recipe for it, each stage as short as it goes."""
+    made = tiny_inputs.make(tiny_inputs.Config(), tmp_path / "tiny")
+    short: dict[str, Any] = {"images": 8, "batch": 4, "warmup": 1, "variants": 2, "precision": "no", "accumulate": 2}
+    recipe, few = recipes.sd15(), recipes.tiny()
+    assert recipe.velocity is not None
+    assert recipe.distill_steps is not None
+    assert recipe.evaluate is not None
+    assert few.evolve is not None
+    recipe = replace(
+        recipe,
+        velocity=replace(recipe.velocity, **short, pictures=2, picture_steps=2),
+        profile=replace(recipe.profile, seconds=0.0, batches=(1,)),
+        evolve=replace(few.evolve, guidance=7.5, accumulate=2, gradient_checkpointing=True),
+        distill_steps=replace(recipe.distill_steps, **short, steps=2),
+        distill_decoder=few.distill_decoder,
+        export=replace(recipe.export, prompts=("a fox", "a boat")),
+        evaluate=replace(recipe.evaluate, protocols=("cells",), steps=2, guidance=2.0, curve=(), runs=1, pairs=4),
+    )
+    inputs = replace(inputs_of("sd15", tiny_sd_checkpoint, made.data, None, tmp_path), cache=made.weights)
+    result = compress(recipe, inputs, tmp_path / "run")
+    velocity = json.loads((tmp_path / "run/velocity/checkpoint/scheduler/scheduler_config.json").read_text())
+    assert velocity["prediction_type"] == "v_prediction"
+    bundle = read_bundle(result.bundle)
+    assert (bundle.manifest.defaults.steps, bundle.manifest.name) == (2, tiny_sd_checkpoint.name)
+    base, compressed = json.loads((tmp_path / "run/evaluate/report.json").read_text())["models"]
+    assert base["evaluation"]["cross_check"]["passed"]
+    assert compressed["costs"]["unet"]["parameters"] < base["costs"]["unet"]["parameters"]
+    (picture,) = open_bundle(result.bundle)("a fox", seed=1)
     assert picture.size == (64, 64)
 
 

@@ -161,8 +161,8 @@ def test_a_run_out_of_time_pauses_and_goes_on_to_the_same_weights(tmp_path: Path
 
 
 def test_a_tracker_is_told(tmp_path: Path) -> None:
-    fit(model(), loss, replace(CONFIG, tracker="tensorboard"), tmp_path)
-    assert list((tmp_path / "snapfusion").glob("events*"))
+    fit(model(), loss, replace(CONFIG, tracker="tensorboard"), tmp_path / "fit")
+    assert list((tmp_path / "curves" / "fit" / "snapfusion").glob("events*"))  # they outlive what `fit` goes on from
     with pytest.raises(ValueError, match="got tracker 'pigeon', expected one of"):
         fit(model(), loss, replace(CONFIG, tracker="pigeon"), tmp_path)
 

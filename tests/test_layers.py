@@ -35,7 +35,7 @@ ROWS = (
     {"fit", "metrics", "data", "model", "diffusion", "picture_file"},
     {"fit_state"},
     {"tokens", "weights", "stage_folder", "progress", "memory"},
-    {"json_file"},
+    {"json_file", "processes"},
 )
 DRAWING = (
     "snapfusion",

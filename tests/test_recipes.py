@@ -1,7 +1,9 @@
 """Recipes are values, and say beforehand what they take."""
 
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from snapfusion.costs import cost_of, costs_of
 from snapfusion.plan import rows_of
 from snapfusion.recipes import RECIPES, inputs_of, stickers
 from snapfusion.stages.distill_steps.config import Config
+from snapfusion.tiny import write_set
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -60,6 +63,15 @@ def test_the_plan_follows_the_work() -> None:
     assert more["distill_steps"].operations - rows["distill_steps"].operations == pytest.approx(added)
     assert more["evolve"] == rows["evolve"]
     assert rows["export"].hours(speed=rows["export"].operations / 3600) == pytest.approx(1)
+    assert recipe.distill_decoder is not None
+    drawn = replace(recipe, distill_decoder=replace(recipe.distill_decoder, latents=recipe.distill_decoder.latents + 7))
+    more = {row.stage: row for row in rows_of(drawn, costs, pictures=1000)}["distill_decoder"]
+    less = rows["distill_decoder"]
+    steps = recipe.distill_decoder.steps
+    latent = steps * 2 * costs.unet.operations + costs.decoder.operations  # and its picture, once
+    assert more.operations - less.operations == pytest.approx(7 * latent)
+    assert more.disk - less.disk == 7 * 2 * (costs.latent + costs.picture)
+    assert (costs.picture, costs.embedding) == (3 * 64 * 64, 16 * 16)
     unsearched = replace(recipe, export=replace(recipe.export, timestep_shift=None))
     less = {row.stage: row for row in rows_of(unsearched, costs, pictures=1000)}
     searching = 16 * (50 + 10 * 8) * 2 * costs.unet.operations  # prompts x (many + shifts x few) x rows
@@ -109,11 +121,20 @@ def test_tiny_makes_the_same_checkpoint_every_time(tmp_path: Path) -> None:
     assert {field.name for field in fields(recipes.tiny())} >= {"profile", "evolve", "export"}
 
 
+def test_pictures_of_another_size_are_refused(tiny_sd_checkpoint: Path, tmp_path: Path, edit_json: Any) -> None:
+    write_set(tmp_path / "set")
+    larger = Path(shutil.copytree(tiny_sd_checkpoint, tmp_path / "larger"))
+    edit_json(larger / "unet" / "config.json", sample_size=32)
+    with pytest.raises(ValueError, match=r"with pictures of 64 pixels, expected 128.*--size 128"):
+        inputs_of("sd15", larger, tmp_path / "set", None, tmp_path / "run")
+
+
 def test_a_single_file_becomes_the_folder_that_stages_read(tiny_sd_checkpoint: Path, tmp_path: Path) -> None:
     file = tmp_path / "fox.safetensors"
     assert main(["convert", str(tiny_sd_checkpoint), "--out", str(file)]) == 0
-    inputs = inputs_of("sd15", file, tmp_path, None, tmp_path / "run")
-    assert inputs.checkpoint == tmp_path / "run" / "checkpoint" / "fox"
+    write_set(tmp_path / "set")
+    inputs = inputs_of("sd15", file, tmp_path / "set", None, tmp_path / "run")
+    assert (inputs.checkpoint, inputs.name) == (tmp_path / "run" / "checkpoint" / "fox", "fox")
     expected = load_unet(tiny_sd_checkpoint).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in load_unet(inputs.checkpoint).state_dict().items())
     with pytest.raises(ValueError, match="got a checkpoint, --data or --lora, expected none"):

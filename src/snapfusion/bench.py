@@ -6,7 +6,6 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from tqdm import tqdm
 
 from snapfusion.data.choice import number
 from snapfusion.data.pairs import Pair, read_images
@@ -20,6 +19,7 @@ from snapfusion.metrics.features import (
     image_vectors,
     sentence_vectors,
 )
+from snapfusion.progress import progress
 
 BATCH = 16  # pictures that go through a backbone together
 
@@ -66,11 +66,11 @@ def open_bench(
     backbone: Backbone = module.load_backbone(device, cache)
 
     def batches() -> Iterator[Images]:
-        progress = tqdm(total=len(pairs), desc=f"real pictures, {backbone.name}", unit="picture", disable=None)
-        for start in range(0, len(pairs), 8 * BATCH):
-            images = read_images(data, pairs[start : start + 8 * BATCH])
-            yield from np.split(images, range(BATCH, len(images), BATCH))
-            progress.update(len(images))
+        with progress(f"real pictures, {backbone.name}", 0, len(pairs)) as show:
+            for start in range(0, len(pairs), 8 * BATCH):
+                images = read_images(data, pairs[start : start + 8 * BATCH])
+                yield from np.split(images, range(BATCH, len(images), BATCH))
+                show(start + len(images))
 
     vectors = image_vectors(backbone, batches(), store)
     sentences = sentence_vectors([prompt_of(pair) for pair in pairs], store)

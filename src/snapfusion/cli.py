@@ -3,16 +3,18 @@
 import errno
 import functools
 import io
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
 from snapfusion import __version__
 from snapfusion.commands import COMMANDS, Command
+from snapfusion.processes import rank
 from snapfusion.stage_folder import PausedError
 
 DRAWING = re.compile(r"\x1b\[[0-9;]*m|[╭╮╰╯│]")  # what tyro draws around a message
@@ -23,7 +25,8 @@ RULE = re.compile(r"^\s*─{3,}\s*$", re.MULTILINE)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. `arguments` None takes the process's own."""
     try:
-        _run(list(sys.argv[1:] if arguments is None else arguments))
+        with _heard():
+            _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except ModuleNotFoundError as error:
@@ -38,6 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return _fail(str(error))
     return 0
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """Of several processes that train together, only the main one is heard on standard output."""
+    if rank() == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def _fail(message: str, status: int = 2) -> int:

@@ -8,14 +8,15 @@
 pause, call it again. A checkpoint that predicts noise learns to predict velocity first (Eq. 6).
 """
 
+import logging
 import math
-import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from snapfusion.checkpoint import load_schedule, load_unet
+from snapfusion.processes import rank
 from snapfusion.stage_folder import PausedError
 from snapfusion.stages.distill_decoder import stage as distill_decoder
 from snapfusion.stages.distill_steps import stage as distill_steps
@@ -26,6 +27,8 @@ from snapfusion.stages.evolve import stage as evolve
 from snapfusion.stages.export import stage as export
 from snapfusion.stages.profile import stage as profile
 from snapfusion.table import load_table
+
+log = logging.getLogger(__name__)
 
 REPORT = "report.html"
 Config = TypeVar("Config", bound=object)
@@ -59,6 +62,8 @@ class Inputs:
     """Prices measured elsewhere, on a phone for one; None to measure this device."""
     cache: Path | None = None
     """Of the networks that judge: see `snapfusion.metrics.weights`."""
+    name: str | None = None
+    """What the bundle is called where the recipe does not say."""
 
 
 @dataclass(frozen=True)
@@ -83,29 +88,32 @@ def compress(recipe: Recipe, inputs: Inputs, out: Path, max_seconds: float = mat
     left = Deadline(max_seconds)
     base, data = inputs.checkpoint, inputs.data
     if recipe.velocity is not None and load_schedule(base).prediction_type == "epsilon":
-        base = to_velocity.run(left.given(recipe.velocity), base, data, out / "velocity").checkpoint
-    table = profile.run(left.given(recipe.profile), base, out / "profile", inputs.table).table
+        base = to_velocity.run(left.given("velocity", recipe.velocity), base, data, out / "velocity").checkpoint
+    table = profile.run(left.given("profile", recipe.profile), base, out / "profile", inputs.table).table
 
     unet = base
     if recipe.evolve is not None:
-        config = within(recipe.budget, left.given(recipe.evolve), table, base)
+        config = within(recipe.budget, left.given("evolve", recipe.evolve), table, base)
         evolved = evolve.run(config, base, table, data, out / "evolve", inputs.cache)
         unet = out / "evolve" / evolved.members[-1].name
     if recipe.distill_steps is not None:
-        plan = direct(left.given(recipe.distill_steps))
+        plan = direct(left.given("distill_steps", recipe.distill_steps))
         legs = run_plan(plan, {"base": base, "evolved": unet}, data, out / "distill_steps")
         unet = legs[plan[-1].name].checkpoint
     decoder = base
     if recipe.distill_decoder is not None:
-        config = left.given(recipe.distill_decoder)
+        config = left.given("distill_decoder", recipe.distill_decoder)
         decoder = distill_decoder.run(config, base, data, out / "distill_decoder", cache=inputs.cache).checkpoint
 
-    bundle = export.run(left.given(recipe.export), unet, out / "bundle", decoder).bundle
+    if rank() != 0:  # the rest trains nothing: the main process ends it alone
+        return Result(out / "bundle", out / REPORT if recipe.evaluate else None)
+    packing = replace(recipe.export, name=recipe.export.name or inputs.name)
+    bundle = export.run(left.given("export", packing), unet, out / "bundle", decoder).bundle
     if recipe.evaluate is None:
         return Result(bundle, None)
     models, sources = [inputs.checkpoint, bundle], evaluate.Sources(data)
-    page = evaluate.run(left.given(recipe.evaluate), models, sources, out / "evaluate", inputs.cache).page
-    return Result(bundle, Path(shutil.copyfile(page, out / REPORT)))
+    report = evaluate.run(left.given("evaluate", recipe.evaluate), models, sources, out / "evaluate", inputs.cache)
+    return Result(bundle, report.write_page(out / REPORT))
 
 
 def within(budget: float, config: evolve.Config, table: Path, checkpoint: Path) -> evolve.Config:
@@ -122,9 +130,11 @@ class Deadline:
     def __init__(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds
 
-    def given(self, config: Config) -> Config:
-        """A stage's config, with the time that is left. Raises `PausedError` where there is none."""
+    def given(self, stage: str, config: Config) -> Config:
+        """A stage's config, with the time that is left, and word that it begins. Raises `PausedError` where there is
+        none."""
         seconds = self.end - time.monotonic()
         if seconds <= 0:
-            raise PausedError("paused between two stages; run the same command to go on")
+            raise PausedError(f"paused before {stage}; run the same command to go on")
+        log.info("%s", stage)
         return replace(config, max_seconds=seconds) if hasattr(config, "max_seconds") else config  # pyright: ignore

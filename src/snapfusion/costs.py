@@ -40,6 +40,10 @@ class Costs:
     """Its parameters; it reads each prompt once, which takes next to nothing."""
     latent: int
     """Numbers in a latent."""
+    picture: int
+    """Numbers in a picture."""
+    embedding: int
+    """Numbers in a prompt's embedding."""
     blocks: int
     """Of the UNet that can be removed."""
 
@@ -66,6 +70,8 @@ def costs_of(checkpoint: Checkpoint) -> Costs:
         decoder=cost_of(vae.decoder, lambda: vae.decode(latent)),
         text_encoder=sum(weight.numel() for weight in text_encoder.parameters()),
         latent=latent.numel(),
+        picture=vae.decode(latent).sample.numel(),
+        embedding=embedding.numel(),
         blocks=len(unet.removable),
     )
 

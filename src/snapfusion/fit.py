@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from snapfusion.fit_state import STATE, restore, save
 from snapfusion.memory import keep_freed_memory
 from snapfusion.progress import progress
-from snapfusion.stage_folder import PausedError
+from snapfusion.stage_folder import CURVES, PausedError
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def begin(config: FitConfig, folder: Path) -> Accelerator:
         mixed_precision=config.precision,
         gradient_accumulation_steps=config.accumulate,
         log_with=config.tracker,
-        project_dir=str(folder),
+        project_dir=str(folder.parent / CURVES / folder.name),  # `folder` goes when its stage is done
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.skips_blocks)],
     )
     if config.batch % (shares := config.accumulate * accelerator.num_processes):
@@ -225,6 +225,6 @@ def finite_mean(accelerator: Accelerator, losses: list[Tensor], step: int, folde
     if not math.isfinite(mean):
         raise ValueError(
             f"got a loss of {mean} at step {step}, expected a finite one; the state of the last save is in {folder}: "
-            "run again with a lower learning rate"
+            "run again with a lower learning rate and another --out"
         )
     return mean

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +10,18 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
-from tqdm import trange
 
 from snapfusion.data.colours import HUES, colour_of, recolour
 from snapfusion.data.pairs import Pair, load_index, read_images
 from snapfusion.data.prompts import caption, prompt_of
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.model.text import TextEncoder
+from snapfusion.progress import progress
 from snapfusion.tokens import tokenize
 from snapfusion.weights import load_whole, save_whole
 
 BATCH = 32
+READ_TOGETHER = 1024  # pictures that are in memory at a time: those of a large set would not fit
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,11 @@ class Cache:
     recoloured: Tensor  # [N] bool, copies with a turned hue
 
     def to(self, device: torch.device) -> "Cache":
-        """The same on another device, where batches are then drawn."""
-        return Cache(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        """The same with its latents on another device, where batches are then drawn.
+
+        Sentences stay: those of a large set take more than its latents do.
+        """
+        return replace(self, latents=self.latents.to(device), mirrored=self.mirrored.to(device))
 
 
 @dataclass(frozen=True)
@@ -85,27 +89,28 @@ def draw_examples(
 
     device = cache.latents.device
     places, flips = torch.from_numpy(rows).to(device), torch.from_numpy(mirror).to(device)
-    sentences = cache.captions[places, torch.from_numpy(variants).to(device)]
+    sentences = cache.captions[torch.from_numpy(rows), torch.from_numpy(variants)]
     x = torch.where(flips[:, None, None, None], cache.mirrored[places], cache.latents[places]).float()
     return Examples(
         x=x,
         noise=torch.randn(x.shape, generator=torch.Generator(device).manual_seed(noise_seed), device=device),
-        embedding=cache.embeddings[sentences].float(),
-        empty=cache.embeddings[:1].float(),
+        embedding=cache.embeddings[sentences].to(device).float(),
+        empty=cache.embeddings[:1].to(device).float(),
         dropped=torch.from_numpy(dropped).to(device),
         place=place,
     )
 
 
 def train_rows(
-    pairs: list[Pair], images: NDArray[np.uint8], seed: int
+    pairs: list[Pair], images: NDArray[np.uint8], seed: int, first: int = 0
 ) -> tuple[list[Pair], list[str | None], NDArray[np.uint8]]:
     """The pictures to train on: every one as it is, then one copy of each one-coloured one in another colour.
 
+    `first` is how many pictures of the set come before these; a copy's colour depends on (seed, place in the set).
     Returns the rows, the colour word of each copy (None for originals), and the pictures `[N, H, W, 3]`.
     """
     rows, words, copies = list(pairs), originals(pairs), []
-    for index, (pair, image) in enumerate(zip(pairs, images, strict=True)):
+    for index, (pair, image) in enumerate(zip(pairs, images, strict=True), first):
         colour = colour_of(image) if pair.style not in ("silhouette", "") else None
         if colour is not None:
             others = [word for word in HUES if word != colour.word]
@@ -144,7 +149,7 @@ def captions_of(
 def encode_images(images: NDArray[np.uint8], vae: PatchAutoencoderKL) -> Tensor:
     """Means of the latents of pictures `[N, H, W, 3]`: `[N, C, h, w]` float32, unscaled."""
     latents = []
-    for start in trange(0, len(images), BATCH, desc="latents", disable=None):
+    for start in range(0, len(images), BATCH):
         image = torch.from_numpy(images[start : start + BATCH].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.autocast(vae.device.type, torch.bfloat16):
             latents.append(vae.encode(image.to(vae.device)).latent_dist.mean.float().cpu())
@@ -155,11 +160,13 @@ def encode_images(images: NDArray[np.uint8], vae: PatchAutoencoderKL) -> Tensor:
 def encode_prompts(prompts: list[str], encoders: Encoders) -> Tensor:
     """Embeddings of prompts: `[M, L, D]` float16."""
     embeddings, text_encoder = [], encoders.text_encoder
-    for start in trange(0, len(prompts), 4 * BATCH, desc="captions", disable=None):
-        tokens, _ = tokenize(encoders.tokenizer, prompts[start : start + 4 * BATCH], encoders.length)
-        with torch.autocast(text_encoder.model.device.type, torch.bfloat16):
-            embedding = text_encoder(torch.from_numpy(tokens).to(text_encoder.model.device))
-        embeddings.append(embedding.half().cpu())
+    with progress("captions", 0, len(prompts)) as show:
+        for start in range(0, len(prompts), 4 * BATCH):
+            tokens, _ = tokenize(encoders.tokenizer, part := prompts[start : start + 4 * BATCH], encoders.length)
+            with torch.autocast(text_encoder.model.device.type, torch.bfloat16):
+                embedding = text_encoder(torch.from_numpy(tokens).to(text_encoder.model.device))
+            embeddings.append(embedding.half().cpu())
+            show(start + len(part))
     return torch.cat(embeddings)
 
 
@@ -203,19 +210,39 @@ def load_or_build(
     wanted = fingerprint(pairs, encoders.vae, variants, seed) + f"-{augment}"
     if (cache := _load(path, wanted, encoders)) is not None:
         return cache
-    images = read_images(data, pairs)
-    rows, words, images = train_rows(pairs, images, seed) if augment else (pairs, originals(pairs), images)
+    rows, words, both = _encoded(data, pairs, encoders.vae, seed if augment else None)
     places, sentences = captions_of(rows, words, variants, seed)
-    scale = encoders.vae.config["scaling_factor"]
     cache = {
-        "latents": (encode_images(images, encoders.vae) * scale).half(),
-        "mirrored": (encode_images(images[:, :, ::-1], encoders.vae) * scale).half(),
+        "latents": both[0].contiguous(),
+        "mirrored": both[1].contiguous(),
         "captions": torch.from_numpy(places),
         "embeddings": encode_prompts(sentences, encoders),
         "recoloured": torch.tensor([word is not None for word in words]),
     }
     save_whole(cache, path, {"fingerprint": wanted})
     return Cache(**cache)
+
+
+def _encoded(
+    data: Path, pairs: list[Pair], vae: PatchAutoencoderKL, seed: int | None
+) -> tuple[list[Pair], list[str | None], Tensor]:
+    """Rows and colour words as `train_rows` has them, or with no seed no copies, and `[2, N, C, h, w]` float16: the
+    latents, scaled, of all pictures as they are and mirrored."""
+    copies, words, plain, turned = list[Pair](), list[str | None](), list[Tensor](), list[Tensor]()
+    with progress("pictures to latents", 0, len(pairs)) as show:
+        for first in range(0, len(pairs), READ_TOGETHER):
+            part = pairs[first : first + READ_TOGETHER]
+            rows, said, images = part, originals(part), read_images(data, part)
+            if seed is not None:
+                rows, said, images = train_rows(part, images, seed, first)
+            sides = [encode_images(side, vae) * vae.config["scaling_factor"] for side in (images, images[:, :, ::-1])]
+            both = torch.stack(sides).half()
+            copies += rows[len(part) :]
+            words += said[len(part) :]
+            plain.append(both[:, : len(part)])
+            turned.append(both[:, len(part) :])
+            show(first + len(part))
+    return [*pairs, *copies], [*originals(pairs), *words], torch.cat([*plain, *turned], dim=1)
 
 
 def _load(path: Path, wanted: str, encoders: Encoders) -> Cache | None:

@@ -66,6 +66,7 @@ def _velocity(config: to_velocity.VelocityConfig, costs: Costs, pictures: int) -
     unet = config.images * (STEP + FORWARD) + 2 * config.pictures * config.picture_steps * GUIDED
     cached = _encoded(costs, pictures)
     memory = _unet_training(costs, config.batch / config.accumulate, config.gradient_checkpointing)
+    memory += _cache(costs, pictures)
     disk = _checkpoint(costs) + TRAINED * costs.unet.parameters + _cache(costs, pictures)
     return Row("velocity", unet * costs.unet.operations + cached, memory, disk)
 
@@ -82,6 +83,7 @@ def _evolve(config: evolve.Config, costs: Costs, pictures: int) -> Row:
     decoded = looks * drawn if config.score == "drawing" else 0
     operations = (trained + tuned + scored) * costs.unet.operations + decoded * costs.decoder.operations
     memory = _unet_training(costs, config.batch / config.accumulate, config.gradient_checkpointing)
+    memory += _cache(costs, pictures)
     disk = (budgets + 1) * _checkpoint(costs) + TRAINED * costs.unet.parameters + _cache(costs, pictures)
     return Row("evolve", operations + _encoded(costs, pictures), memory, disk)
 
@@ -91,18 +93,20 @@ def _distill_steps(legs: Plan, costs: Costs, pictures: int) -> Row:
     rows = sum(leg.config.images * (2 * FORWARD + STEP) * (1 + leg.config.p * (GUIDED - 1)) for leg in legs)
     last = legs[-1].config
     memory = _unet_training(costs, GUIDED * last.batch / last.accumulate, last.gradient_checkpointing)
+    memory += _cache(costs, pictures)
     disk = len(legs) * _checkpoint(costs) + TRAINED * costs.unet.parameters + _cache(costs, pictures)
     return Row("distill_steps", rows * costs.unet.operations + _encoded(costs, pictures), memory, disk)
 
 
 def _distill_decoder(config: distill_decoder.Config, costs: Costs) -> Row:
-    """Latents by the base, then a quarter of the decoder beside the whole one."""
+    """Latents by the base, their pictures by the whole decoder, then a quarter of it trained."""
     latents = config.latents + config.held_out
-    drawn = latents * config.steps * GUIDED * costs.unet.operations
-    trained = config.images * (FORWARD + STEP / 4) * costs.decoder.operations
+    drawn = latents * (config.steps * GUIDED * costs.unet.operations + costs.decoder.operations)
+    trained = config.images * STEP / 4 * costs.decoder.operations
     memory = LOADED * costs.parameters + TRAINED * costs.decoder.parameters / 4
     memory += config.batch / 2 * costs.decoder.activations
-    return Row("distill_decoder", drawn + trained, memory, _checkpoint(costs) + latents * costs.latent * HALF)
+    disk = _checkpoint(costs) + latents * (costs.latent + costs.picture) * HALF
+    return Row("distill_decoder", drawn + trained, memory, disk)
 
 
 def _export(config: export.Config, steps: int, costs: Costs) -> Row:
@@ -135,7 +139,8 @@ def _encoded(costs: Costs, pictures: int) -> float:
 
 
 def _cache(costs: Costs, pictures: int) -> float:
-    return 2 * pictures * costs.latent * HALF
+    """Bytes of latents, mirrored ones too, and of a sentence each: on disk, and in memory while a UNet trains."""
+    return pictures * (2 * costs.latent + costs.embedding) * HALF
 
 
 def _checkpoint(costs: Costs) -> float:

@@ -11,9 +11,13 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from snapfusion.processes import rank
+
 log = logging.getLogger(__name__)
 
 TERMINAL = Console(stderr=True)
+SILENCE = 30.0
+"""Seconds between two lines of what has no loss to tell."""
 
 
 class Show(Protocol):
@@ -32,13 +36,13 @@ def log_to_terminal() -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
     ours = logging.getLogger("snapfusion")
     ours.handlers, ours.propagate = [handler], False
-    ours.setLevel(logging.INFO)
+    ours.setLevel(logging.INFO if rank() == 0 else logging.WARNING)  # of several processes, one tells
 
 
 @contextmanager
 def progress(name: str, first: int, steps: int) -> Iterator[Show]:
     """Show how far `name` is on its way from step `first` to `steps`, how well it does, and how long it will take."""
-    if not TERMINAL.is_terminal:
+    if not TERMINAL.is_terminal or rank() != 0:
         yield _Lines(name, first, steps)
         return
     columns = (
@@ -60,18 +64,25 @@ def progress(name: str, first: int, steps: int) -> Iterator[Show]:
 
 
 class _Lines:
-    """A line whenever there is a loss."""
+    """A line whenever there is a loss; of what has none, one now and then."""
 
     def __init__(self, name: str, first: int, steps: int) -> None:
         self.name, self.first, self.steps = name, first, steps
-        self.started = time.monotonic()
+        self.started = self.said = time.monotonic()
+        self.trains = False
 
     def __call__(self, step: int, loss: float | None = None, rate: float | None = None) -> None:
-        if loss is None or rate is None:
+        now = time.monotonic()
+        if loss is not None and rate is not None:
+            figures = f"  {_figures(loss, rate)}"
+            self.trains = True
+        elif self.trains or now - self.said < SILENCE:
             return
-        left = (time.monotonic() - self.started) / (step - self.first) * (self.steps - step)
-        figures = _figures(loss, rate)
-        log.info("%s  step %d/%d  %s  %s left", self.name, step, self.steps, figures, duration(left))
+        else:
+            figures = ""
+        self.said = now
+        left = (now - self.started) / (step - self.first) * (self.steps - step)
+        log.info("%s  step %d/%d%s  %s left", self.name, step, self.steps, figures, duration(left))
 
 
 def duration(seconds: float) -> str:

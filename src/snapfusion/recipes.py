@@ -12,10 +12,12 @@ from snapfusion import tiny as tiny_inputs
 from snapfusion.compress import Inputs, Recipe, Result, compress
 from snapfusion.convert import as_folder, load
 from snapfusion.costs import costs_of, matrix_speed
-from snapfusion.data.pairs import load_index
+from snapfusion.data.pairs import load_index, read_images
 from snapfusion.data.stickers import build
+from snapfusion.json_file import read_json
 from snapfusion.lora import Lora
 from snapfusion.plan import describe, rows_of
+from snapfusion.processes import main_first
 from snapfusion.progress import log_to_terminal
 from snapfusion.stages.distill_decoder import stage as distill_decoder
 from snapfusion.stages.distill_steps import stage as distill_steps
@@ -38,7 +40,9 @@ def stickers() -> Recipe:
             noise_shift=2.0, robust_images=3_200, round_images=3_200, finetune_images=24_000,
         ),
         distill_steps=None,  # placed well, 8 steps lose nothing of this base; what distilling costs: docs/steps.md
-        distill_decoder=distill_decoder.Config(latents=384, held_out=64, steps=20, guidance=4.0, images=9_600),
+        distill_decoder=distill_decoder.Config(
+            latents=512, held_out=128, steps=20, guidance=4.0, images=24_000, lpips_weight=0.1,
+        ),
         export=export.Config(name="stickers", steps=8, guidance=4.0, scheduler="dpm++", timestep_shift="search"),
         evaluate=evaluate.Config(
             protocols=("cells",), guidance=4.0, curve=(2.0, 4.0, 6.0), curve_pictures=32, batch=16,
@@ -56,7 +60,7 @@ def sd15() -> Recipe:
         distill_steps=distill_steps.Config(batch=256, accumulate=8, gradient_checkpointing=True, lr=5e-5),
         distill_decoder=distill_decoder.Config(batch=16),
         export=export.Config(text_encoder="fp16", unet="fp16", vae_decoder="fp16"),
-        evaluate=evaluate.Config(),
+        evaluate=evaluate.Config(cross_check=2),
     )
 
 
@@ -148,7 +152,20 @@ def inputs_of(
         return Inputs(made.checkpoint, made.data, table or made.table, made.weights)
     if checkpoint is None:
         raise ValueError(NO_CHECKPOINT.format(name))
+    name_of_it = checkpoint.resolve().stem
     checkpoint = as_folder(checkpoint, loras, out / "checkpoint")
+    side = side_of(checkpoint)
     if data is None:
-        data = build(out / "data", cache=out / "packages")
-    return Inputs(checkpoint, data, table)
+        data = main_first(lambda: build(out / "data", side, cache=out / "packages"))
+    elif (there := read_images(data, load_index(data)[:1]).shape[1]) != side:
+        raise ValueError(
+            f"got {data} with pictures of {there} pixels, expected {side}, which {checkpoint} draws; build the set "
+            f"again with --size {side}"
+        )
+    return Inputs(checkpoint, data, table, name=name_of_it)
+
+
+def side_of(checkpoint: Path) -> int:
+    """Pixels along a side of the pictures that a checkpoint draws."""
+    unet, vae = (read_json(checkpoint / part / "config.json") for part in ("unet", "vae"))
+    return unet["sample_size"] * vae.get("patch_size", 1) * 2 ** (len(vae["block_out_channels"]) - 1)

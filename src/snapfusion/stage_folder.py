@@ -3,23 +3,35 @@
 A stage works in `OUT.partial`, which outlives a kill and says from its first moment on what it is made from. When the
 stage is done, `result.json` is written there last and the folder becomes `OUT` by one rename. So `OUT` is there and
 whole, or not there at all; the same call on it only reads.
+
+Where several processes train together, all of them do the stage's work, for each takes its share of every batch: the
+main one in `OUT.partial`, each other in a copy of that, which is thrown away. So they go on from the same state.
 """
 
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from snapfusion.json_file import read_json, write_json
+from snapfusion.processes import count, main_first, meet, rank
 
 RESULT = "result.json"
 SOURCE = "source.json"
 PARTIAL = ".partial"
 TIMINGS = "timings.json"
 """How long things took: differs from run to run, and so enters no hash."""
+CURVES = "curves"
+"""A folder of what trackers draw, which does so too."""
+
+
+_within: ContextVar[bool] = ContextVar("within", default=False)
+"""Whether a stage is at work in this process: one that it calls is its own affair, no other process's."""
 
 
 class PausedError(Exception):
@@ -32,6 +44,7 @@ def run_in_folder(
     inputs: Mapping[str, str],
     work: Callable[[Path], Mapping[str, Any]],
     free: tuple[str, ...] = (),
+    alone: bool = False,
 ) -> dict[str, Any]:
     """The figures of a stage: read from `out` if they are there, else what `work(folder)` measures and returns.
 
@@ -41,19 +54,51 @@ def run_in_folder(
         inputs: What the stage reads, by name: hashes, not paths.
         work: Fills the folder that it is given. If an earlier call was killed it finds there what that one left.
         free: Fields of `config` that change when a run pauses but not what it comes to.
+        alone: Whether of several processes the main one is to do it by itself: what takes times, or trains nothing.
 
     Raises:
         ValueError: `out` or `out.partial` is of another config or other inputs, or a file of `out` is not as written.
     """
     fields = printable(config)
     source = {"config": {name: value for name, value in fields.items() if name not in free}, "inputs": dict(inputs)}
+    if count() == 1 or _within.get():
+        return _by_itself(out, source, work)
+    if alone:
+        return main_first(lambda: _by_itself(out, source, work))
+    return _together(out, source, work)
+
+
+def _by_itself(out: Path, source: dict[str, Any], work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+    """`run_in_folder` in one process."""
     if out.exists():
-        if not (out / RESULT).is_file():
-            raise ValueError(f"got {out}, which is no finished stage; remove it or name another folder")
-        written = read_json(out / RESULT)
-        refuse_other(out, written.get("source"), source)
-        refuse_changed(out, written["outputs"])
-        return written["figures"]
+        return _finished(out, source)
+    partial = _begun(out, source)
+    return _done(partial, out, source, _worked(work, partial))
+
+
+def _together(out: Path, source: dict[str, Any], work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+    """`run_in_folder` in each of several processes."""
+    meet()  # all see the same: a stage that is done, or one that nobody has gone on with
+    if out.exists():
+        return _finished(out, source)
+    partial = main_first(lambda: _begun(out, source))
+    if rank() == 0:
+        meet()  # the others have their copies
+        figures = _done(partial, out, source, _worked(work, partial))
+        meet()
+        return figures
+    own = out.with_name(f"{out.name}.{rank()}{PARTIAL}")
+    shutil.rmtree(own, ignore_errors=True)
+    shutil.copytree(partial, own)
+    meet()
+    _worked(work, own)
+    shutil.rmtree(own)
+    meet()
+    return _finished(out, source)
+
+
+def _begun(out: Path, source: dict[str, Any]) -> Path:
+    """The folder that a stage works in. Raises `ValueError` where it is another's."""
     partial = out.with_name(f"{out.name}{PARTIAL}")
     if (partial / SOURCE).is_file():
         refuse_other(partial, read_json(partial / SOURCE), source)
@@ -63,11 +108,34 @@ def run_in_folder(
         begun = out.with_name(f"{out.name}.begun")
         write_json(begun / SOURCE, source)
         begun.rename(partial)
-    figures = json.loads(json.dumps(dict(work(partial))))
+    return partial
+
+
+def _worked(work: Callable[[Path], Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+    """The figures that the work comes to, as JSON has them."""
+    token = _within.set(True)
+    try:
+        return json.loads(json.dumps(dict(work(folder))))
+    finally:
+        _within.reset(token)
+
+
+def _done(partial: Path, out: Path, source: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
+    """Write down what was reached and let the folder be the stage's."""
     write_json(partial / RESULT, {"source": source, "figures": figures, "outputs": hashes_below(partial)})
     partial.rename(out)
     (out / SOURCE).unlink()
     return figures
+
+
+def _finished(out: Path, source: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a stage that is done. Raises `ValueError` where it is another, or not as it was written."""
+    if not (out / RESULT).is_file():
+        raise ValueError(f"got {out}, which is no finished stage; remove it or name another folder")
+    written = read_json(out / RESULT)
+    refuse_other(out, written.get("source"), source)
+    refuse_changed(out, written["outputs"])
+    return written["figures"]
 
 
 def printable(config: Any) -> dict[str, Any]:
@@ -85,7 +153,10 @@ def hashes_below(folder: Path) -> dict[str, str]:
     return {
         name: hash_of_file(file)
         for file, name in names.items()
-        if name not in (RESULT, SOURCE) and file.name != TIMINGS and file.suffix != PARTIAL
+        if name not in (RESULT, SOURCE)
+        and file.name != TIMINGS
+        and file.suffix != PARTIAL
+        and CURVES not in name.split("/")
     }
 
 

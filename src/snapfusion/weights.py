@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from snapfusion.json_file import read_json
+from snapfusion.processes import rank
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -110,7 +111,7 @@ def write_weights(
 
 def save_whole(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
     """Write a safetensors file and its folder: whole or not at all. Raises `OSError` where the disk takes no more."""
-    partial = file.with_name(f"{file.name}.partial")
+    partial = file.with_name(f"{file.name}{f'.{rank()}' if rank() else ''}.partial")  # others may write the same
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         save_file(dict(tensors), partial, dict(metadata))

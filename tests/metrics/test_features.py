@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,15 @@ def test_vectors_of_another_network_are_not_taken(images: np.ndarray, tmp_path: 
     a = backbone("a", FirstPixels(), 4, "cpu", lambda image: image)
     b = backbone("b", FirstPixels(), 4, "cpu", lambda image: -image)
     np.testing.assert_allclose(image_vectors(a, [images], store), -image_vectors(b, [images], store))
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+    store = VectorStore(tmp_path / "vectors.sqlite")
+    store._connection.execute("PRAGMA max_page_count = 3")
+    with pytest.raises(OSError, match="No space left on device") as told:
+        store.add(["a"], np.zeros((1, 20_000), np.float32))
+    assert told.value.errno == errno.ENOSPC
+    assert store[["a"]] == [None]
 
 
 def test_sentence_vectors_are_unit_and_do_not_depend_on_their_neighbours(tmp_path: Path) -> None:

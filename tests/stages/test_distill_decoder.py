@@ -20,7 +20,7 @@ from snapfusion.fit import FitConfig
 from snapfusion.metrics.lpips import Lpips
 from snapfusion.sampling import decode, draw_latents
 from snapfusion.stage_folder import PausedError
-from snapfusion.stages.distill_decoder import latents, stage
+from snapfusion.stages.distill_decoder import latents, stage, targets
 from snapfusion.stages.distill_decoder.distance import closeness, image_of
 from snapfusion.stages.distill_decoder.latents import divide, read_prompts
 from snapfusion.stages.distill_decoder.stage import Config, Result, run
@@ -101,7 +101,7 @@ def test_only_the_decoder_changes(
 
 
 def test_distilling_brings_it_nearer(tiny_checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
-    config = replace(CONFIG, images=80, batch=4, lr=4e-3, lpips_weight=0.1)
+    config = replace(CONFIG, images=80, batch=4, lr=4e-3, lpips_weight=0.1, accumulate=2, gradient_checkpointing=True)
     figures = run(config, tiny_checkpoint, prompts, tmp_path / "out").figures
     assert figures["psnr_db"] > figures["psnr_before_db"] + 3
 
@@ -114,7 +114,10 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize(("module", "part", "at"), [(latents, "draw_latents", 3), (stage, "draw_batch", 3)])
+@pytest.mark.parametrize(
+    ("module", "part", "at", "calls_of_a_run"),
+    [(latents, "draw_latents", 3, 4), (targets, "image_of", 2, 2), (stage, "draw_rows", 3, 3)],
+)
 def test_a_killed_run_ends_with_the_same_weights(
     tiny_checkpoint: Path,
     prompts: Path,
@@ -123,6 +126,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     module: Any,
     part: str,
     at: int,
+    calls_of_a_run: int,
 ) -> None:
     monkeypatch.setattr(stage, "FitConfig", partial(FitConfig, save_seconds=0))
     undisturbed = run(CONFIG, tiny_checkpoint, prompts, tmp_path / "a")
@@ -139,8 +143,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     with pytest.raises(Killed):
         run(CONFIG, tiny_checkpoint, prompts, tmp_path / "b")
     resumed = run(CONFIG, tiny_checkpoint, prompts, tmp_path / "b")
-    undisturbed_calls = 4 if part == "draw_latents" else 3
-    assert len(calls) == undisturbed_calls + 1  # what was done before the kill was not done again
+    assert len(calls) == calls_of_a_run + 1  # what was done before the kill was not done again
     assert resumed.figures == undisturbed.figures
     for name, weight in weights(undisturbed).items():
         assert torch.equal(weights(resumed)[name], weight), name
@@ -160,7 +163,16 @@ def test_a_paused_run_goes_on(tiny_checkpoint: Path, prompts: Path, tmp_path: Pa
     assert pauses > 2
     assert result.figures == undisturbed.figures
     assert all(torch.equal(weights(result)[name], weight) for name, weight in weights(undisturbed).items())
-    assert not (result.checkpoint.parent / "fit").exists()
+    assert not any((result.checkpoint.parent / name).exists() for name in (stage.FIT, stage.TARGETS))
+
+
+def test_targets_are_the_pictures_of_the_teacher(tmp_path: Path) -> None:
+    teacher, latent = autoencoder(8, 16), torch.randn(5, 4, 4, 4)
+    drawn = targets.Targets(tmp_path, len(latent), together=2)
+    drawn.draw(teacher, latent.half(), bf16=False, until=math.inf)
+    with torch.no_grad():
+        expected = teacher.decode(latent.half().float() / teacher.config["scaling_factor"]).sample
+    torch.testing.assert_close(drawn[[4, 0, 3, 3]], expected[[4, 0, 3, 3]], atol=2e-3, rtol=1e-3)  # float16 on disk
 
 
 def test_a_second_student_reads_the_latents_of_the_first(

@@ -292,8 +292,11 @@ def test_a_position_without_a_score_stays(tmp_path: Path) -> None:
     assert answer.unscored == ("down_blocks.3.resnets.0", "up_blocks.1.resnets.0")
     assert "stay without a score: down_blocks.3.resnets.0" in answer.describe()
     assert set(answer.unscored) <= {block.name for block in answer.after.blocks()}
-    with pytest.raises(ValueError, match="no more blocks can go"):
-        search("sd15", 30.0, table, round_file(tmp_path, {"mid_block.resnets.0": 0.1}), Limits())
+    # All that has a score may go, and no budget below that is worth a search.
+    least = table.price(whole.without(*(b.name for b in stickers.blocks() if b.removable))).milliseconds
+    assert table.price(search("sd15", least, table, scored, Limits()).after).milliseconds == pytest.approx(least)
+    with pytest.raises(ValueError, match=f"got a budget of .* ms, expected at least {least:.4g}"):
+        search("sd15", least - 0.1, table, scored, Limits())
 
 
 def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

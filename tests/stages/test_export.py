@@ -215,6 +215,16 @@ def test_a_precision_that_a_runtime_does_not_know_is_refused(tiny_checkpoint: Pa
         stage.run(replace(CONFIG, runtime=("onnx",), precision="fp16"), tiny_checkpoint, tmp_path / "bundle")
 
 
+def test_a_network_too_large_for_onnx_is_refused_before_anything_is_drawn(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "LARGEST_ONNX", 10_000)
+    monkeypatch.setattr(stage, "record", None)
+    with pytest.raises(ValueError, match=r"got --precision w8a8 for onnx and a UNet of .* GB, expected at most"):
+        stage.run(replace(CONFIG, runtime=("onnx",), precision="w8a8"), tiny_checkpoint, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_runtime_that_is_not_installed_is_named(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

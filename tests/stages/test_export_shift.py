@@ -58,6 +58,15 @@ def test_a_distilled_checkpoint_keeps_its_steps(checkpoint: Checkpoint) -> None:
         moved(distilled, 3.0)
 
 
+def test_a_distilled_checkpoint_is_refused_before_anything_is_drawn(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint.unet, "forward", None)
+    distilled = replace(checkpoint, schedule=replace(checkpoint.schedule, distilled_steps=8))
+    with pytest.raises(ValueError, match="was distilled for 8 steps with 1, expected none"):
+        search(distilled, ["a red fox"], SAMPLING)
+
+
 def test_moved_steps_are_trailing(checkpoint: Checkpoint) -> None:
     schedule = replace(checkpoint.schedule, timestep_spacing="leading", steps_offset=1)
     assert moved(schedule, 2.0) == replace(schedule, timestep_spacing="trailing", timestep_shift=2.0)

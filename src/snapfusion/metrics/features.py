@@ -7,7 +7,9 @@ sentences   all-MiniLM-L6-v2, the mean of its token states: both judges
 Pictures are resized as clean-fid does it (Parmar et al. 2022, arXiv:2104.11222): bicubic, antialiased, never rounded.
 """
 
+import errno
 import hashlib
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -82,6 +84,7 @@ class VectorStore:
 
     def __init__(self, file: Path):
         file.parent.mkdir(parents=True, exist_ok=True)
+        self.file = file
         self._connection = sqlite3.connect(file, timeout=60)
         self._connection.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, vector BLOB NOT NULL)")
 
@@ -94,8 +97,13 @@ class VectorStore:
     def add(self, keys: Sequence[str], vectors: Vectors) -> None:
         """Keep a vector for each key."""
         rows = [(key, vector.tobytes()) for key, vector in zip(keys, vectors, strict=True)]
-        with self._connection:
-            self._connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+        try:
+            with self._connection:
+                self._connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file)) from error
 
 
 def image_vectors(backbone: Backbone, batches: Iterable[Images], store: VectorStore | None = None) -> Vectors:

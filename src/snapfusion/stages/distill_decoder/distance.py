@@ -13,10 +13,9 @@ from snapfusion.sampling import decode
 CORNER = 64  # pixels; VGG on whole pictures costs several times the decoders
 
 
-def draw_batch(latents: Tensor, batch: int, seed: int, step: int) -> Tensor:
-    """`[batch, C, h, w]` of the latents `[N, C, h, w]`, chosen by (seed, step) alone."""
-    rows = np.random.default_rng((seed, step)).integers(len(latents), size=batch)
-    return latents[torch.from_numpy(rows)].float()
+def draw_rows(count: int, batch: int, seed: int, step: int) -> list[int]:
+    """Which `batch` of `count` latents, and of their pictures, a step learns from: by (seed, step) alone."""
+    return np.random.default_rng((seed, step)).integers(count, size=batch).tolist()
 
 
 def image_of(decoder: nn.Module, vae: PatchAutoencoderKL, latent: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
 """The latents on which two decoders are compared: drawn by the base from prompts, kept on disk a batch a file."""
 
-import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,14 +16,11 @@ from snapfusion.data.prompts import prompt_of
 from snapfusion.progress import progress
 from snapfusion.sampling import Sampling, draw_latents
 from snapfusion.stage_folder import PausedError
-from snapfusion.weights import load_whole, save_whole
-
-log = logging.getLogger(__name__)
+from snapfusion.weights import load_whole, write_weights
 
 Split = Literal["held-out", "train"]
 HELD_OUT = 0.1
 """Share of the prompts that only held-out latents are drawn from."""
-LOGGED = 20  # batches between two lines of the log
 
 
 @dataclass(frozen=True)
@@ -74,23 +70,33 @@ def divide(prompts: list[str], seed: int) -> dict[Split, list[str]]:
 def draw(checkpoint: Checkpoint, prompts: dict[Split, list[str]], plan: Plan, folder: Path, until: float) -> None:
     """Write the latents that `folder` lacks; the prompts take turns, and latent n starts from noise of (seed, n).
 
-    Raises:
-        PausedError: `time.monotonic()` has passed `until`; at least one batch more is there than before.
+    Raises what `complete` does.
     """
     batches = list(plan.batches())
-    missing = [batch for batch in batches if not file_of(*batch, folder).exists()]
-    first = len(batches) - len(missing)
-    with progress("latents", first, len(batches)) as show:
-        for done, (split, numbers) in enumerate(missing, first):
+
+    def drawn(number: int) -> Tensor:
+        split, numbers = batches[number]
+        asked = [prompts[split][latent % len(prompts[split])] for latent in numbers]
+        return draw_latents(checkpoint, asked, [noise_seed(plan.seed, latent) for latent in numbers], plan.sampling)
+
+    complete("latents", [file_of(*batch, folder) for batch in batches], drawn, until)
+
+
+def complete(name: str, files: Sequence[Path], drawn: Callable[[int], Tensor], until: float) -> None:
+    """Write those of `files` that are missing, the n-th with what `drawn(n)` gives as float16; whole or not at all.
+
+    Raises:
+        ValueError: a tensor is too large for float16, or not finite.
+        PausedError: `time.monotonic()` has passed `until`; at least one file more is there than before.
+    """
+    missing = [number for number, file in enumerate(files) if not file.exists()]
+    first = len(files) - len(missing)
+    with progress(name, first, len(files)) as show:
+        for done, number in enumerate(missing, first):
             if done > first and time.monotonic() > until:
-                raise PausedError(f"latents paused at batch {done} of {len(batches)}; run the same command to go on")
-            asked = [prompts[split][number % len(prompts[split])] for number in numbers]
-            seeds = [noise_seed(plan.seed, number) for number in numbers]
-            latents = draw_latents(checkpoint, asked, seeds, plan.sampling)
-            save_whole({"latents": latents.half().cpu()}, file_of(split, numbers, folder), {})
+                raise PausedError(f"{name} paused at batch {done} of {len(files)}; run the same command to go on")
+            write_weights({name: drawn(number)}, files[number], torch.float16)
             show(done + 1)
-            if (done + 1) % LOGGED == 0:
-                log.info("latents  %d of %d", numbers[-1] + 1, plan.held_out + plan.train)
 
 
 def file_of(split: Split, numbers: range, folder: Path) -> Path:

@@ -17,17 +17,23 @@ from snapfusion.fit import FitConfig, Share, fit
 from snapfusion.json_file import write_json
 from snapfusion.metrics.lpips import load_lpips
 from snapfusion.model.decoder import PatchAutoencoderKL
+from snapfusion.processes import count
 from snapfusion.sampling import Sampling
 from snapfusion.stage_folder import TIMINGS, run_in_folder
-from snapfusion.stages.distill_decoder.distance import closeness, distillation_loss, draw_batch, image_of, seen_distance
+from snapfusion.stages.distill_decoder.distance import closeness, distillation_loss, draw_rows, image_of, seen_distance
 from snapfusion.stages.distill_decoder.latents import Plan, divide, draw, load, read_prompts
 from snapfusion.stages.distill_decoder.prune import Criterion
 from snapfusion.stages.distill_decoder.students import half, tiny
+from snapfusion.stages.distill_decoder.targets import Targets
 
 DRAWS = ("tokenizer", "text_encoder", "unet", "scheduler")
 """The parts of a checkpoint that its latents depend on."""
 LICENCES = "licences.json"
+FIT, TARGETS = "fit", "targets"
+"""What the training leaves in the stage's folder until it is done."""
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+FREE = ("max_seconds", "accumulate", "gradient_checkpointing", "tracker")
+"""What may change from one call to the next."""
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -59,9 +65,15 @@ class Config:
     """Steps over which the learning rate rises; it falls to zero, along a cosine, over the second half of all."""
     ema: float = 0.998
     lpips_weight: float = 0.0
-    """Weight of LPIPS (VGG16, three levels, on a 64 px square) beside the squared error."""
+    """Weight of LPIPS (VGG16, on a 64 px square) beside the squared error."""
     precision: Literal["no", "bf16"] = "bf16"
     """What the UNet and both decoders compute in while latents are drawn and the student is trained."""
+    accumulate: int = 1
+    """Parts in which a batch is computed, to save memory."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice, to save memory."""
+    tracker: str | None = "tensorboard"
+    """What draws the curves: any that accelerate knows by name."""
     seed: int = 0
     max_seconds: float = math.inf
     """Stop cleanly after this long; the same command goes on."""
@@ -112,6 +124,8 @@ def run(
         ValueError: see `run_in_folder`; and where prompts or checkpoint are not as expected.
         PausedError: `config.max_seconds` are over; the same call goes on.
     """
+    if latents_folder is not None and count() > 1:
+        raise ValueError(f"got --latents-folder in {count()} processes, expected one process: each draws into its own")
     asked = read_prompts(prompts, core=config.subset == "core")
     inputs = {"checkpoint": hash_of(checkpoint), "prompts": hashlib.sha256("\n".join(asked).encode()).hexdigest()}
     until = time.monotonic() + config.max_seconds
@@ -128,10 +142,11 @@ def run(
             save(replace(base, vae=trained), narrowest(base), checkpoint, made)
         student = placed(load_vae(made))  # as everybody else will have it, rounded to what is on disk
         figures = measure(config, base.vae, student, load(drawn, "held-out"), cache)
-        shutil.rmtree(folder / "fit", ignore_errors=True)  # the state of the training, several times the decoder
+        for passing in (FIT, TARGETS):  # several times the decoder, and thousands of pictures
+            shutil.rmtree(folder / passing, ignore_errors=True)
         return {**figures, "latents": config.latents, "held_out": config.held_out, "prompts": len(asked)}
 
-    return Result(out / "checkpoint", run_in_folder(out, config, inputs, work, free=("max_seconds",)))
+    return Result(out / "checkpoint", run_in_folder(out, config, inputs, work, FREE))
 
 
 def sample(
@@ -160,13 +175,17 @@ def train(
     """A student whose decoder draws what the teacher's draws of `latents` `[N, C, h, w]`; nothing else of it moves."""
     student = placed(begin(config, teacher)).requires_grad_(False)
     decoder = student.decoder.requires_grad_(True).train()
-    lpips = placed(load_lpips(levels=3, cache=cache)) if config.lpips_weight else None
+    if config.gradient_checkpointing:
+        student.enable_gradient_checkpointing()
+    lpips = placed(load_lpips(cache=cache)) if config.lpips_weight else None
+
+    targets = Targets(folder / TARGETS, len(latents), config.drawn_together)
+    targets.draw(teacher, latents, config.precision == "bf16", until)
 
     def loss(prepared: nn.Module, step: int, share: Share) -> Tensor:
-        latent = draw_batch(latents, config.batch, config.seed, step)[share.rows].to(DEVICE)
-        with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            target = image_of(teacher.decoder, teacher, latent)
-        image = image_of(prepared, student, latent)
+        rows = draw_rows(len(latents), config.batch, config.seed, step)[share.rows]
+        target = targets[rows].to(DEVICE)
+        image = image_of(prepared, student, latents[rows].float().to(DEVICE))
         distance = distillation_loss(image, target)
         if lpips is not None:
             distance = distance + config.lpips_weight * seen_distance(image, target, lpips, config.seed, step)
@@ -180,11 +199,13 @@ def train(
         config.warmup,
         decay=steps // 2,
         ema=config.ema,
+        accumulate=config.accumulate,
         precision=config.precision,
+        tracker=config.tracker,
         max_seconds=until - time.monotonic(),
         name="decoder",
     )
-    fitted = fit(decoder, loss, settings, folder / "fit")
+    fitted = fit(decoder, loss, settings, folder / FIT)
     write_json(folder / TIMINGS, {"images_per_second": fitted.images_per_second})
     return student.eval()
 

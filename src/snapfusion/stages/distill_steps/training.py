@@ -19,7 +19,8 @@ from snapfusion.stage_folder import TIMINGS, hash_of_file
 from snapfusion.stages.distill_steps.config import Training
 
 CHECKPOINT, LICENCES = "checkpoint", "licences.json"
-FREE = ("max_seconds", "tracker")  # what may change from one call to the next
+FREE = ("max_seconds", "tracker", "accumulate", "gradient_checkpointing")
+"""What may change from one call to the next."""
 Measure = Callable[[nn.Module], dict[str, float]]
 
 

@@ -1,8 +1,10 @@
 """What is drawn and held against what, as a person chooses it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
+
+import torch
 
 from snapfusion.checkpoint import hash_of
 from snapfusion.data.pairs import INDEX, load_index
@@ -61,8 +63,8 @@ class Config:
     """Latents that diffusers' own pipeline draws as well, where a checkpoint has one."""
     batch: int = 8
     """Pictures drawn together; a bundle draws one at a time."""
-    device: str = "cpu"
-    """Torch device of a checkpoint and of the judges."""
+    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    """Torch device of a checkpoint and of the judges; by default a GPU where there is one."""
     runs: int = 5
     """How often each thing is timed."""
     grid: int = 12

@@ -1,5 +1,6 @@
 """One model against real pictures: choose its guidance, draw by each protocol, mark, draw the curve over guidance."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from snapfusion.stages.evaluate.figures import Figure, neighbours
 from snapfusion.stages.evaluate.model import Model
 from snapfusion.stages.evaluate.protocol import PROTOCOLS
 from snapfusion.stages.evaluate.stickers import request_of, sticker_exam
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,8 @@ def _examine(config: Config, model: Model, sources: Sources, work: Path, cache: 
     if config.cross_check and isinstance(model.opened, Checkpoint):
         requests = exams[0].requests[: config.cross_check]
         checked = cross_check(model.folder, model.opened, requests, model.steps, guidance, model.scheduler)
+        if checked is None:
+            log.info("%s: not cross-checked: diffusers has no pipeline for it, or cannot place its steps", model.name)
     return Evaluation(
         model.name, model.sha256, model.engine, model.steps, model.scheduler, model.side, guidance, choice,
         model.describe(guidance), {exam.name: exam.line for exam in exams}, figures, curve, checked,

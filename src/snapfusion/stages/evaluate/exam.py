@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from snapfusion.metrics.clip_score import Clip
 from snapfusion.metrics.features import Backbone, Images, Vectors
+from snapfusion.progress import progress
 from snapfusion.stages.evaluate.figures import Figure
 from snapfusion.stages.evaluate.model import Model
 
@@ -44,14 +44,15 @@ def draw_pictures(
 ) -> Iterator[Images]:
     """A picture for each request, in batches `[<= batch, H, W, 3]`; those in `folder` are not drawn again."""
     folder.mkdir(parents=True, exist_ok=True)
-    batches = range(0, len(requests), batch)
-    for start in tqdm(batches, desc=f"drawing, guidance {guidance:g}", unit="batch", disable=None):
-        part = requests[start : start + batch]
-        missing = [request for request in part if not file_of(request.key, folder).exists()]
-        prompts, seeds = [request.prompt for request in missing], [request.seed for request in missing]
-        for request, image in zip(missing, model.draw(prompts, seeds, guidance), strict=True):
-            save_picture(image, file_of(request.key, folder))
-        yield np.stack([read_picture(file_of(request.key, folder)) for request in part])
+    with progress(f"{model.name}: drawing, guidance {guidance:g}", 0, len(requests)) as show:
+        for start in range(0, len(requests), batch):
+            part = requests[start : start + batch]
+            missing = [request for request in part if not file_of(request.key, folder).exists()]
+            prompts, seeds = [request.prompt for request in missing], [request.seed for request in missing]
+            for request, image in zip(missing, model.draw(prompts, seeds, guidance), strict=True):
+                save_picture(image, file_of(request.key, folder))
+            yield np.stack([read_picture(file_of(request.key, folder)) for request in part])
+            show(start + len(part))
 
 
 def look(

@@ -26,6 +26,12 @@ class Result:
     page: Path
     evaluations: Mapping[str, Evaluation]
 
+    def write_page(self, file: Path) -> Path:
+        """Write the page to a file elsewhere too, and return that: it links to the blind pairs beside `page`."""
+        folder = self.page.parent
+        write_page(file, read_json(folder / REPORT), read_json(folder / TIMINGS), folder)
+        return file
+
     def describe(self) -> str:
         """A line for each figure, and where to look."""
         return "\n\n".join([*(one.describe() for one in self.evaluations.values()), f"{self.page}"])
@@ -50,9 +56,10 @@ def run(config: Config, models: Sequence[Path], sources: Sources, out: Path, cac
         return compare(config, opened, sources, partial, cache)
 
     figures = run_in_folder(out, config, inputs, work)
-    if not (out / PAGE).is_file():  # shows times, and so is none of the files that are hashed
-        write_page(out / PAGE, read_json(out / REPORT), read_json(out / TIMINGS), out)
-    return Result(out / PAGE, {label: read(record) for label, record in figures.items()})
+    result = Result(out / PAGE, {label: read(record) for label, record in figures.items()})
+    if not result.page.is_file():  # shows times, and so is none of the files that are hashed
+        result.write_page(result.page)
+    return result
 
 
 def compare(
@@ -63,7 +70,7 @@ def compare(
     for label, model in zip(labels_of(models), models, strict=True):
         folder = Path("models") / f"{len(entries) + 1}"
         found = evaluate(config, model, sources, work / folder, cache)
-        costs = costs_of(model.opened, model.folder) if model.opened is not None else {}
+        costs = {} if model.opened is None else costs_of(model.opened, model.folder)
         entries.append(Entry(label, folder.as_posix(), found, costs))
     requests = shown_requests(read_json(work / entries[0].folder / "requests.json"))
     pairs = blind_pairs(requests[: config.pairs], len(models), config.sides)

@@ -57,8 +57,8 @@ def search(name: Name, budget: float, table: Table, scores: Path, limits: Limits
     def cost(architecture: Architecture) -> float:
         return table.price(architecture).milliseconds
 
-    (budget,) = check_budgets(whole, cost, (budget,), "ms")
     reached, actions = [priced(whole, drops, cost)], list[Action]()
+    (budget,) = check_budgets(whole, cost, (budget,), "ms", reached[0].smallest())
 
     def perform(action: Action) -> Scored:
         actions.append(action)

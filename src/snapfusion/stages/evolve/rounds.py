@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from snapfusion.checkpoint import WEIGHTS, load_unet, save_unet
 from snapfusion.json_file import read_json, write_json
 from snapfusion.metrics.estimate import Estimate, ratio_of_means
 from snapfusion.model.architecture import Architecture
 from snapfusion.model.unet import ElasticUNet
+from snapfusion.progress import progress
 from snapfusion.stage_folder import TIMINGS, PausedError
 from snapfusion.stages.evolve.robust import train_robustly
 from snapfusion.stages.evolve.scores import Merits, Score, score
@@ -142,13 +142,14 @@ def measure_blocks(trial: Trial, unet: ElasticUNet, file: Path, seconds_left: Ca
     """
     known = read_json(file) if file.is_file() else {}
     names = [block.name for block in unet.architecture.blocks() if block.removable]
-    for name in tqdm([WHOLE, *names], desc="scoring", unit="network", disable=None):
-        if name in known:
-            continue
-        if seconds_left() <= 0:
-            raise PausedError(f"scoring paused before {name}; run the same command to go on")
-        known[name] = trial.measure(unet, {name} - {WHOLE}).tolist()
-        write_whole(file, known)
+    unknown = [name for name in (WHOLE, *names) if name not in known]
+    with progress("scoring networks", len(known), len(known) + len(unknown)) as show:
+        for name in unknown:
+            if seconds_left() <= 0:
+                raise PausedError(f"scoring paused before {name}; run the same command to go on")
+            known[name] = trial.measure(unet, {name} - {WHOLE}).tolist()
+            write_whole(file, known)
+            show(len(known))
     return {name: np.asarray(figures, np.float32) for name, figures in known.items()}
 
 

@@ -70,15 +70,24 @@ class Scored:
     architecture: Architecture
     scores: tuple[Score, ...]
 
+    def smallest(self) -> Architecture:
+        """What is left when all of these have gone."""
+        return self.architecture.without(*(score.block for score in self.scores))
+
 
 def smallest(architecture: Architecture) -> Architecture:
     """What is left when every block that can go has gone."""
     return architecture.without(*(block.name for block in architecture.blocks() if block.removable))
 
 
-def check_budgets(architecture: Architecture, cost: Cost, budgets: Sequence[float], unit: str) -> tuple[float, ...]:
-    """The budgets, largest first. Raises `ValueError` where one cannot be met, or asks for nothing."""
-    least, whole = cost(smallest(architecture)), cost(architecture)
+def check_budgets(
+    architecture: Architecture, cost: Cost, budgets: Sequence[float], unit: str, least_of: Architecture | None = None
+) -> tuple[float, ...]:
+    """The budgets, largest first. Raises `ValueError` where one cannot be met, or asks for nothing.
+
+    `least_of` is the smallest that can be reached, where not every block that can go may.
+    """
+    least, whole = cost(least_of or smallest(architecture)), cost(architecture)
     for budget in budgets:
         if budget < least:
             raise ValueError(
@@ -151,7 +160,7 @@ def meet(budget: float, scored: Scored, cost: Cost, limits: Limits, perform: Cal
         if price <= budget:
             break
         if cuts_left == 1:  # as far as to make room, where so much can go
-            target = max(budget * (1 - limits.room), min(cost(smallest(scored.architecture)), budget))
+            target = max(budget * (1 - limits.room), min(cost(scored.smallest()), budget))
         else:
             target = price - (price - budget) / cuts_left
         scored = perform(Action("remove", removals(scored, cost, target)))

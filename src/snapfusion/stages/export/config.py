@@ -101,7 +101,7 @@ class Result:
 
 
 def _line(figures: Mapping[str, Any]) -> str:
-    """A part's figures; not every system tells a process's peak."""
+    """A part's figures; not every system tells a process's peak, or lets it open the part at all."""
     peak = f", at most {figures['peak_bytes'] / 1e6:.0f} MB of memory" if "peak_bytes" in figures else ""
-    size, seconds = figures["bytes"] / 1e6, figures["load_seconds"]
-    return f"{figures['psnr_db']:>6.1f} dB, {size:.1f} MB, opened in {seconds:.2f} s{peak}"
+    opened = f", opened in {figures['load_seconds']:.2f} s" if "load_seconds" in figures else ""
+    return f"{figures['psnr_db']:>6.1f} dB, {figures['bytes'] / 1e6:.1f} MB{opened}{peak}"

@@ -1,6 +1,7 @@
 """What a network takes: bytes on disk; in a process of its own, seconds to open it and memory to run it."""
 
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -14,32 +15,43 @@ from snapfusion.bundle import PARTS, Bundle, Part, read_bundle
 from snapfusion.json_file import read_json
 from snapfusion.runtimes.choice import RUNTIMES, Runtime, load
 
+log = logging.getLogger(__name__)
+
 STATUS = Path("/proc/self/status")
 MEASURE = """
 import sys
 from pathlib import Path
 from snapfusion.stages.export.footprint import print_footprint
-print_footprint(Path(sys.argv[1]), *sys.argv[2:])
+folder, runtime, part, rows = sys.argv[1:]
+print_footprint(Path(folder), runtime, part, int(rows))
 """
 
 
-def footprints(folder: Path, runtime: Runtime) -> dict[str, dict[str, Any]]:
-    """By part: `bytes`, `load_seconds`, and on Linux `peak_bytes`, the most memory beyond the bare process."""
-    return {part: _footprint(folder, runtime, part) for part in PARTS}
+def footprints(folder: Path, runtime: Runtime, guided: bool | None = None) -> dict[str, dict[str, Any]]:
+    """By part: `bytes`, `load_seconds`, and on Linux `peak_bytes`, the most memory beyond the bare process; of one that
+    the system kills for its memory, `bytes` alone.
+
+    `guided` says whether text encoder and UNet take two rows, as guidance has it; None for what the bundle draws with.
+    """
+    if guided is None:
+        guided = read_bundle(folder, runtime).manifest.defaults.guidance != 1
+    return {part: _footprint(folder, runtime, part, 2 if guided and part != "vae_decoder" else 1) for part in PARTS}
 
 
-def _footprint(folder: Path, runtime: Runtime, part: Part) -> dict[str, Any]:
-    command = [sys.executable, "-c", MEASURE, str(folder.resolve()), runtime, part]
+def _footprint(folder: Path, runtime: Runtime, part: Part, rows: int) -> dict[str, Any]:
+    command = [sys.executable, "-c", MEASURE, str(folder.resolve()), runtime, part, str(rows)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode < 0:  # killed from outside, as a system does that lacks memory: this process goes on without
+        log.warning("not measured: what the %s takes in a process of its own, for that was killed", part)
+        return {"bytes": size_of(folder / part, runtime, part)}
     if done.returncode != 0:
         raise RuntimeError(f"a process that runs the {part} failed: {done.stderr.strip()[-500:]}")
     return {"bytes": size_of(folder / part, runtime, part), **json.loads(done.stdout.splitlines()[-1])}
 
 
-def print_footprint(folder: Path, runtime: Runtime, part: Part) -> None:
+def print_footprint(folder: Path, runtime: Runtime, part: Part, rows: int) -> None:
     """What the other process does: open one network, run it once as drawing does, and print the figures as JSON."""
     bundle = read_bundle(folder, runtime)
-    rows = 1 if part == "vae_decoder" or bundle.manifest.defaults.guidance == 1 else 2
     load(runtime)  # its import is not the network's
     before, start = _peak(), time.perf_counter()
     network = bundle.open(part, rows)

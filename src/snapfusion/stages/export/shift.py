@@ -6,7 +6,6 @@ where the flow bends: with strong guidance near the noise, where prompts are tol
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import mean
 from typing import Any
 
 import torch
@@ -44,15 +43,24 @@ def search(checkpoint: Checkpoint, prompts: Sequence[str], sampling: Sampling) -
     """Draw the prompts' latents in `MANY_STEPS` steps, then with each of `SHIFTS` in those of `sampling`.
 
     Picture k has seed k; scheduler and guidance are those of `sampling` throughout. It takes as many calls of the UNet
-    a prompt as `MANY_STEPS` + the steps x the number of shifts.
+    a prompt as `MANY_STEPS` + the steps x the number of shifts. Raises `ValueError` as `moved` does, before any.
     """
-    many = _latents(checkpoint, moved(checkpoint.schedule, 1.0), prompts, replace(sampling, steps=MANY_STEPS))
+    placed = {shift: replace(checkpoint, schedule=moved(checkpoint.schedule, shift)) for shift in SHIFTS}
+    asked = prompts, range(len(prompts))
+    many = latents(placed[1.0], *asked, replace(sampling, steps=MANY_STEPS))
+    found = {shift: relative_error(latents(one, *asked, sampling), many) for shift, one in placed.items()}
+    return Search(sampling.steps, found)
 
-    def error(shift: float) -> float:
-        few = _latents(checkpoint, moved(checkpoint.schedule, shift), prompts, sampling)
-        return mean(((few - many).flatten(1).norm(dim=1) / many.flatten(1).norm(dim=1)).tolist())
 
-    return Search(sampling.steps, {shift: error(shift) for shift in SHIFTS})
+def latents(checkpoint: Checkpoint, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling) -> Tensor:
+    """Latents `[B, C, h, w]` of B prompts and their seeds, `BATCH` drawn together."""
+    parts = [slice(first, first + BATCH) for first in range(0, len(prompts), BATCH)]
+    return torch.cat([draw_latents(checkpoint, prompts[part], seeds[part], sampling) for part in parts])
+
+
+def relative_error(few: Tensor, many: Tensor) -> float:
+    """||few - many|| / ||many||, the mean over latents `[B, C, h, w]`."""
+    return ((few - many).flatten(1).norm(dim=1) / many.flatten(1).norm(dim=1)).mean().item()
 
 
 def moved(schedule: Schedule, shift: float) -> Schedule:
@@ -66,14 +74,3 @@ def moved(schedule: Schedule, shift: float) -> Schedule:
             f"{schedule.timestep_shift:g}, expected none: it knows no others"
         )
     return replace(schedule, timestep_spacing="trailing", timestep_shift=shift)
-
-
-def _latents(checkpoint: Checkpoint, schedule: Schedule, prompts: Sequence[str], sampling: Sampling) -> Tensor:
-    """Latents `[B, C, h, w]` of the prompts."""
-    drawn = replace(checkpoint, schedule=schedule)
-    return torch.cat(
-        [
-            draw_latents(drawn, prompts[first : first + BATCH], range(first, len(prompts))[:BATCH], sampling)
-            for first in range(0, len(prompts), BATCH)
-        ]
-    )

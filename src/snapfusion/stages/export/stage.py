@@ -40,6 +40,7 @@ from snapfusion.stages.export.shift import moved, search
 from snapfusion.tokens import tokenize, write_tokenizer
 
 STEPS = 50  # of a checkpoint that was distilled for none
+LARGEST_ONNX = 2**31  # bytes of weights in a file: protobuf's limit, which NNCF's copy of the graph runs into
 OUTPUTS = {"text_encoder": "last_hidden_state", "unet": "out_sample", "vae_decoder": "sample"}
 
 
@@ -60,7 +61,7 @@ def run(config: Config, checkpoint: Path, out: Path, decoder: Path | None = None
         return Result(out, read_bundle(out).manifest.figures)
     steps = config.steps or load_schedule(checkpoint).distilled_steps or STEPS
     manifest = Manifest(
-        name=config.name or checkpoint.resolve().name,
+        name=config.name or _name_of(checkpoint.resolve()),
         snapfusion=__version__,
         defaults=Defaults(steps, config.guidance, config.scheduler),
         runtimes=stored,
@@ -92,6 +93,7 @@ def _pack(config: Config, manifest: Manifest, checkpoint: Path, decoder: Path, o
 
     calibration: dict[Part, Calibration] = {}
     if any("w8a8" in stored.values() for stored in manifest.runtimes.values()):
+        _refuse_too_large(loaded, manifest)
         bundle = bundle_in(out, manifest)
         calibration = calibrations(record(bundle, right), config.w8a8_db)
     for runtime in manifest.runtimes:
@@ -104,6 +106,16 @@ def _pack(config: Config, manifest: Manifest, checkpoint: Path, decoder: Path, o
     figures["parity"] = {runtime: _measure(config, out, runtime, right) for runtime in manifest.runtimes}
     seal_bundle(out, replace(manifest, figures=figures))
     return figures
+
+
+def _refuse_too_large(loaded: Checkpoint, manifest: Manifest) -> None:
+    """Raise `ValueError` where a network is to be quantised as ONNX that does not fit into one file of that format."""
+    size = 4 * sum(weight.numel() for weight in loaded.unet.parameters())
+    if manifest.runtimes.get("onnx", {}).get("unet") == "w8a8" and size >= LARGEST_ONNX:
+        raise ValueError(
+            f"got --precision w8a8 for onnx and a UNet of {size / 1e9:.1f} GB, expected at most "
+            f"{LARGEST_ONNX / 1e9:.1f}, which ONNX holds in one file; use --runtime openvino, or --unet fp32"
+        )
 
 
 def _placed(config: Config, manifest: Manifest, loaded: Checkpoint) -> tuple[Checkpoint, dict[str, Any]]:
@@ -180,6 +192,11 @@ def _examples(checkpoint: Checkpoint) -> dict[str, dict[str, torch.Tensor]]:
         "unet": {"sample": latent, "timestep": torch.tensor([1]), "encoder_hidden_states": embedding},
         "vae_decoder": {"latent_sample": latent},
     }
+
+
+def _name_of(checkpoint: Path) -> str:
+    """The name of its folder, or of the stage whose "checkpoint" it is."""
+    return checkpoint.parent.name if checkpoint.name == "checkpoint" else checkpoint.name
 
 
 def _licences(checkpoint: Path) -> dict[str, Any]:

@@ -18,10 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tqdm import tqdm
-
 from snapfusion.model.architecture import Architecture
 from snapfusion.model.unet import ElasticUNet
+from snapfusion.progress import progress
 from snapfusion.stages.profile.engines import Engine, Opened, device
 from snapfusion.stages.profile.networks import Networks, unet_of, unet_sketch
 from snapfusion.stages.profile.pieces import Piece, pieces_of
@@ -129,18 +128,20 @@ def measure_pieces(unet: ElasticUNet, length: int, stopwatch: Stopwatch, method:
     inside = set(pieces(plain.architecture))
     whole = stopwatch.open(unet_sketch(plain, length)) if method == "difference" else None
     known: dict[tuple[object, ...], Cost] = {}
-    found = []
-    for piece in tqdm(pieces_of(plain, length), desc=f"pieces, {method}", unit="piece", disable=None):
-        if piece.shape in known:
-            pass
-        elif whole and piece.removable and (piece.name, piece.level) in inside:
-            less = unet_of(plain, plain.architecture.without(piece.name))
-            known[piece.shape] = stopwatch.difference(piece, whole, unet_sketch(less, length))
-        elif piece.removable and method != "alone":
-            known[piece.shape] = stopwatch.chain(piece)
-        else:
-            known[piece.shape] = stopwatch.alone(piece.sketch)
-        found.append((piece, known[piece.shape]))
+    found, every = [], list(pieces_of(plain, length))
+    with progress(f"measuring pieces, {method}", 0, len(every)) as show:
+        for piece in every:
+            if piece.shape in known:
+                pass
+            elif whole and piece.removable and (piece.name, piece.level) in inside:
+                less = unet_of(plain, plain.architecture.without(piece.name))
+                known[piece.shape] = stopwatch.difference(piece, whole, unet_sketch(less, length))
+            elif piece.removable and method != "alone":
+                known[piece.shape] = stopwatch.chain(piece)
+            else:
+                known[piece.shape] = stopwatch.alone(piece.sketch)
+            found.append((piece, known[piece.shape]))
+            show(len(found))
     return found
 
 

@@ -87,13 +87,17 @@ def run(config: Config, checkpoint: Path, out: Path, table: Path | None = None) 
             return _profile(config, networks, folder)
         return {**_write(folder, [load_table(table)], networks.unet.architecture), "peak": None, "table1": []}
 
-    return Result(out, run_in_folder(out, config, inputs, work))
+    return Result(out, run_in_folder(out, config, inputs, work, alone=True))
 
 
 def run_sd15(config: Config, out: Path) -> Result:
     """`run` for Stable Diffusion v1.5's networks with random weights: prices need no more than the sizes."""
     inputs = {"networks": "Stable Diffusion v1.5's sizes"}
-    return Result(out, run_in_folder(out, config, inputs, lambda folder: _profile(config, Networks.sd15(), folder)))
+
+    def work(folder: Path) -> dict[str, Any]:
+        return _profile(config, Networks.sd15(), folder)
+
+    return Result(out, run_in_folder(out, config, inputs, work, alone=True))
 
 
 def table1_sd15(config: Config) -> str:

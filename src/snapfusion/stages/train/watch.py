@@ -37,7 +37,7 @@ class Watch:
     ):
         self.folder, self.batch, self.patience, self.vae = folder, batch, patience, vae
         self.held_out, self.schedule = held_out, sticker_schedule()
-        self.empty, self.embedding = cache.embeddings[:1].float(), embedding.float()
+        self.empty, self.embedding = cache.embeddings[:1].to(embedding.device).float(), embedding.float()
         self.noise = noise_of(cache.latents.shape[1:], range(len(PROMPTS))).to(embedding.device)
         self.history, self.best = folder / "history.jsonl", folder / "best.safetensors"
 
