@@ -66,7 +66,7 @@ def _velocity(config: to_velocity.VelocityConfig, costs: Costs, pictures: int) -
     unet = config.images * (STEP + FORWARD) + 2 * config.pictures * config.picture_steps * GUIDED
     cached = _encoded(costs, pictures)
     memory = _unet_training(costs, config.batch / config.accumulate, config.gradient_checkpointing)
-    memory += _cache(costs, pictures)
+    memory += _latents(costs, pictures)
     disk = _checkpoint(costs) + TRAINED * costs.unet.parameters + _cache(costs, pictures)
     return Row("velocity", unet * costs.unet.operations + cached, memory, disk)
 
@@ -83,7 +83,7 @@ def _evolve(config: evolve.Config, costs: Costs, pictures: int) -> Row:
     decoded = looks * drawn if config.score == "drawing" else 0
     operations = (trained + tuned + scored) * costs.unet.operations + decoded * costs.decoder.operations
     memory = _unet_training(costs, config.batch / config.accumulate, config.gradient_checkpointing)
-    memory += _cache(costs, pictures)
+    memory += _latents(costs, pictures)
     disk = (budgets + 1) * _checkpoint(costs) + TRAINED * costs.unet.parameters + _cache(costs, pictures)
     return Row("evolve", operations + _encoded(costs, pictures), memory, disk)
 
@@ -93,7 +93,7 @@ def _distill_steps(legs: Plan, costs: Costs, pictures: int) -> Row:
     rows = sum(leg.config.images * (2 * FORWARD + STEP) * (1 + leg.config.p * (GUIDED - 1)) for leg in legs)
     last = legs[-1].config
     memory = _unet_training(costs, GUIDED * last.batch / last.accumulate, last.gradient_checkpointing)
-    memory += _cache(costs, pictures)
+    memory += _latents(costs, pictures)
     disk = len(legs) * _checkpoint(costs) + TRAINED * costs.unet.parameters + _cache(costs, pictures)
     return Row("distill_steps", rows * costs.unet.operations + _encoded(costs, pictures), memory, disk)
 
@@ -138,9 +138,14 @@ def _encoded(costs: Costs, pictures: int) -> float:
     return 2 * pictures * costs.decoder.operations
 
 
+def _latents(costs: Costs, pictures: int) -> float:
+    """Bytes of latents, mirrored ones too, which stay where the UNet trains."""
+    return 2 * pictures * costs.latent * HALF
+
+
 def _cache(costs: Costs, pictures: int) -> float:
-    """Bytes of latents, mirrored ones too, and of a sentence each: on disk, and in memory while a UNet trains."""
-    return pictures * (2 * costs.latent + costs.embedding) * HALF
+    """Bytes of those, and of a sentence each, which a GPU is given batch by batch."""
+    return _latents(costs, pictures) + pictures * costs.embedding * HALF
 
 
 def _checkpoint(costs: Costs) -> float:
