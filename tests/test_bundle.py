@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,6 +234,15 @@ def test_a_bundle_that_was_changed_is_refused(folder: Path, damage: Callable[[Pa
     read_bundle(folder)
     message = damage(folder)
     with pytest.raises(ValueError, match=re.escape(message)):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize("runtimes", [5, ["openvino"], {"openvino": 5}])
+def test_a_manifest_of_other_kinds_of_values_is_refused(
+    folder: Path, edit_json: Callable[..., None], runtimes: Any
+) -> None:
+    edit_json(folder / "manifest.json", runtimes=runtimes)
+    with pytest.raises(ValueError, match=r"manifest\.json: got no bundle's manifest .*; export the bundle again"):
         read_bundle(folder)
 
 

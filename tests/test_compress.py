@@ -254,6 +254,15 @@ def test_a_loss_that_is_not_finite_stops_the_chain(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "distill_decoder").exists()
 
 
+def test_steps_cannot_be_distilled_and_placed(tmp_path: Path) -> None:
+    """Said before anything is trained, not when the bundle is packed."""
+    inputs, recipe = recipes.inputs_of("tiny", None, None, None, tmp_path), recipes.tiny()
+    both = replace(recipe, export=replace(recipe.export, timestep_shift="search"))
+    with pytest.raises(ValueError, match="got steps to distil and an export with timestep_shift 'search'"):
+        compress(both, inputs, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     """On a file system of 16 MB, which the run's first files fill."""
     small = tmp_path / "small"

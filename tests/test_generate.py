@@ -129,7 +129,7 @@ def test_without_a_seed_every_picture_is_new(draw: OpenBundle) -> None:
 
 
 def test_what_does_not_fit_into_the_tokens_is_said(draw: OpenBundle) -> None:
-    with pytest.warns(UserWarning, match=r"longer than 16 tokens; not drawn: 'blue whale'"):
+    with pytest.warns(UserWarning, match=r"longer than 16 tokens, not drawn: 'blue whale'"):
         draw("a red fox of the blue sticker a red fox of the flat cat blue whale", seed=0)
 
 

@@ -127,7 +127,8 @@ def test_a_long_prompt_draws_and_says_what_was_cut(
         (["fox", "--out", "fox.jpg"], "expected a name that ends in .png"),
         (["fox", "--prompts", "prompts.txt"], "got a prompt and --prompts"),
         (["--prompts", "nowhere.txt"], "got --prompts nowhere.txt, expected a text file"),
-        (["fox", "whale"], "Unrecognized options: whale"),
+        (["a", "red", "fox"], "Unrecognized options: red, fox; put words that belong together in quotes (snap"),
+        (["fox", "--seed", "x"], "snapfusion: --seed: got 'x', expected a whole number (snapfusion generate --help)\n"),
         (["fox", "--stepz", "3"], "Unrecognized options: --stepz"),
         (["fox", "--steps"], "Missing value for argument '--steps'"),
     ],
@@ -142,6 +143,16 @@ def test_a_mistake_is_one_line_and_status_2(
     assert err.count("\n") == 1
     assert message in err
     assert names(here) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_mistake_is_told_alike_whatever_a_terminal_can_show(encoding: str) -> None:
+    """The argument parser draws its boxes with lines where it may, else with dashes."""
+    command = [sys.executable, "-m", "snapfusion", "generate", "fox", "--seed", "x"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "snapfusion: --seed: got 'x', expected a whole number (snapfusion generate --help)\n"
 
 
 def test_a_missing_or_broken_bundle_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

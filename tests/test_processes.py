@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from snapfusion.bundle import read_bundle
 from snapfusion.checkpoint import load_vae
 from snapfusion.fit import FitConfig
 from snapfusion.processes import count, main_first, meet, rank
@@ -78,6 +79,20 @@ def test_two_processes_come_to_the_weights_of_one(tiny_checkpoint: Path, tmp_pat
         decode(load_vae(folder), latent) for folder in (tiny_checkpoint, alone.checkpoint, together / "checkpoint")
     )
     assert (found - expected).abs().max() < 0.02 * (before - expected).abs().max()
+
+
+@pytest.mark.slow
+def test_the_whole_chain_runs_in_two_processes(tmp_path: Path) -> None:
+    """Both end, the main one with the bundle and the report, whatever order they reach the stages in."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--module", "snapfusion", "compress", "--recipe", "tiny", "--out", str(run)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
+    done = subprocess.run(command, timeout=500, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == [str(run / "bundle"), str(run / "report.html")]  # one of them tells
+    assert read_bundle(run / "bundle").schedule.distilled_steps == 2
+    assert not list(run.rglob(f"*{PARTIAL}"))
 
 
 def test_one_process_is_the_main_one_and_meets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

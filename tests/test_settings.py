@@ -21,8 +21,8 @@ def test_what_is_left_out_comes_from_the_bundle(bundle: Bundle) -> None:
 
 
 def test_pictures_differ_by_their_seed_alone(bundle: Bundle) -> None:
-    settings = settings_for(bundle, "a fox", seed=5, n=3, steps=7, guidance=1, scheduler="euler", negative="blue")
-    assert settings == [Settings("a fox", "blue", seed, 7, 1.0, "euler") for seed in (5, 6, 7)]
+    settings = settings_for(bundle, "a fox", seed=5, n=3, steps=7, guidance=2, scheduler="euler", negative="blue")
+    assert settings == [Settings("a fox", "blue", seed, 7, 2.0, "euler") for seed in (5, 6, 7)]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,7 @@ def test_the_bounds_belong_to_what_is_allowed(bundle: Bundle, options: dict[str,
         ({"guidance": math.nan}, "got guidance nan"),
         ({"guidance": math.inf}, "got guidance inf"),
         ({"guidance": "strong"}, "got guidance 'strong'"),
+        ({"guidance": 1, "negative": "red"}, "got a negative prompt and guidance 1, expected another guidance"),
         ({"seed": -1}, "got seed -1, expected a whole number from 0 to 2"),
         ({"seed": 2**64}, "got seed 18446744073709551616"),
         ({"seed": 2**64 - 2, "n": 3}, "the last one's too"),

@@ -187,8 +187,9 @@ def _manifest(record: Mapping[str, Any], folder: Path) -> Manifest:
         if record["format"] == 1:  # one runtime each
             record = {**record, "runtimes": {record["runtime"]: record["weights"]}}
         values = {entry.name: record[entry.name] for entry in fields(Manifest)}
-        manifest = Manifest(**{**values, "defaults": Defaults(**values["defaults"])})
-    except (KeyError, TypeError) as error:
+        stored = {name: dict(weights) for name, weights in values["runtimes"].items()}
+        manifest = Manifest(**{**values, "defaults": Defaults(**values["defaults"]), "runtimes": stored})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / MANIFEST}: got no bundle's manifest ({error}); export the bundle again") from error
     strange = {*manifest.runtimes} - {*RUNTIMES}
     if strange or not manifest.runtimes:

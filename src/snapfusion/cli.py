@@ -3,30 +3,28 @@
 import errno
 import functools
 import io
-import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from itertools import dropwhile, takewhile
 
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
 from snapfusion import __version__
 from snapfusion.commands import COMMANDS, Command
-from snapfusion.processes import rank
 from snapfusion.stage_folder import PausedError
 
 DRAWING = re.compile(r"\x1b\[[0-9;]*m|[╭╮╰╯│]")  # what tyro draws around a message
 PAUSED = 75  # the exit status of what is to be run again: EX_TEMPFAIL of sysexits.h
-RULE = re.compile(r"^\s*─{3,}\s*$", re.MULTILINE)
+RULE = re.compile(r"\s*[─-]{3,}\s*")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. `arguments` None takes the process's own."""
     try:
-        with _heard():
-            _run(list(sys.argv[1:] if arguments is None else arguments))
+        _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except ModuleNotFoundError as error:
@@ -41,16 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return _fail(str(error))
     return 0
-
-
-@contextmanager
-def _heard() -> Iterator[None]:
-    """Of several processes that train together, only the main one is heard on standard output."""
-    if rank() == 0:
-        yield
-        return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        yield
 
 
 def _fail(message: str, status: int = 2) -> int:
@@ -94,6 +82,9 @@ def _parse(command: Command, program: str, arguments: list[str]) -> Callable[[],
 
 
 def _sentence(box: str) -> str:
-    """What tyro says inside its box, without the title above and the hints below a rule."""
-    inside = DRAWING.sub("", box).split("\n", 1)[-1]
-    return " ".join(RULE.split(inside)[0].split()).removeprefix("Error parsing ")
+    """What tyro says between the title and the first rule, whether it draws with lines or, where it may not, dashes."""
+    lines = [line.strip() for line in DRAWING.sub("", box).splitlines()[1:]]
+    said = list(takewhile(lambda line: not RULE.fullmatch(line), dropwhile(RULE.fullmatch, lines)))
+    sentence = " ".join(" ".join(said).split()).removeprefix("Error parsing ")
+    words = re.fullmatch(r"Unrecognized options: ([^-].*)", sentence)
+    return f"{sentence}; put words that belong together in quotes" if words else sentence

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from snapfusion.checkpoint import load_schedule, load_unet
-from snapfusion.processes import rank
+from snapfusion.processes import go_on_alone, rank
 from snapfusion.stage_folder import PausedError
 from snapfusion.stages.distill_decoder import stage as distill_decoder
 from snapfusion.stages.distill_steps import stage as distill_steps
@@ -85,6 +85,11 @@ def compress(recipe: Recipe, inputs: Inputs, out: Path, max_seconds: float = mat
         ValueError: an input is missing or broken, or a folder of `out` was made from something else.
         PausedError: `max_seconds` are over; the same call goes on.
     """
+    if recipe.distill_steps is not None and recipe.export.timestep_shift is not None:
+        raise ValueError(
+            f"got steps to distil and an export with timestep_shift {recipe.export.timestep_shift!r}, expected one of "
+            "them: distilled steps stay where they were learned"
+        )
     left = Deadline(max_seconds)
     base, data = inputs.checkpoint, inputs.data
     if recipe.velocity is not None and load_schedule(base).prediction_type == "epsilon":
@@ -107,6 +112,7 @@ def compress(recipe: Recipe, inputs: Inputs, out: Path, max_seconds: float = mat
 
     if rank() != 0:  # the rest trains nothing: the main process ends it alone
         return Result(out / "bundle", out / REPORT if recipe.evaluate else None)
+    go_on_alone()
     packing = replace(recipe.export, name=recipe.export.name or inputs.name)
     bundle = export.run(left.given("export", packing), unet, out / "bundle", decoder).bundle
     if recipe.evaluate is None:

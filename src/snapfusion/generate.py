@@ -125,13 +125,13 @@ class OpenBundle:
             steps, guidance, scheduler: None for the bundle's own.
             size: Pixels of a side. A bundle draws one size.
         Raises:
-            ValueError: For anything outside these bounds. What does not fit into the prompt's tokens is a warning.
+            ValueError: For anything outside these bounds. What `remarks` finds is a warning.
         """
         seed = new_seed() if seed is None else seed
         options = {"steps": steps, "guidance": guidance, "n": n, "scheduler": scheduler, "size": size}
         settings = settings_for(self.bundle, prompt, seed=seed, negative=negative, **options)
-        for text in cut(self.bundle, prompt, negative):
-            warnings.warn(f"longer than {self.bundle.length} tokens; not drawn: {text!r}", stacklevel=2)
+        for remark in remarks(self.bundle, settings[0].steps, prompt, negative):
+            warnings.warn(remark, stacklevel=2)
         return [generate(self.bundle, self.networks, one) for one in settings]
 
 
@@ -160,6 +160,13 @@ def open_bundle(
     return OpenBundle(bundle, open_networks(bundle, bundle.manifest.defaults.guidance != 1, threads, low_memory))
 
 
-def cut(bundle: Bundle, *texts: str) -> list[str]:
-    """What each text loses because it is longer than the text encoder reads; nothing for those that fit."""
-    return [lost for lost in tokenize(bundle.tokenizer, texts, bundle.length)[1] if lost]
+def remarks(bundle: Bundle, steps: int, *texts: str) -> list[str]:
+    """What a person may not expect: words that the text encoder does not read, steps that a bundle is not made for."""
+    lost = [text for text in tokenize(bundle.tokenizer, texts, bundle.length)[1] if text]
+    found = [f"longer than {bundle.length} tokens, not drawn: {text!r}" for text in lost]
+    schedule, placed_for = bundle.schedule, bundle.manifest.defaults.steps
+    if schedule.distilled_steps and steps != schedule.distilled_steps:
+        found.append(f"{steps} steps; this bundle was distilled for {schedule.distilled_steps}")
+    elif schedule.timestep_shift != 1 and steps != placed_for:
+        found.append(f"{steps} steps; this bundle's are placed where {placed_for} do best")
+    return found

@@ -98,11 +98,8 @@ def generate(
     seed = new_seed() if seed is None else seed
     options = {"steps": steps, "guidance": guidance, "n": n, "scheduler": scheduler, "size": size}
     jobs = [one for text in texts for one in settings_for(opened, text, seed=seed, negative=negative, **options)]
-    for lost in story.cut(opened, *texts, negative):
-        print(f"snapfusion: longer than {opened.length} tokens, not drawn: {lost!r}", file=sys.stderr)
-    meant = opened.schedule.distilled_steps
-    if meant and jobs[0].steps != meant:
-        print(f"snapfusion: {jobs[0].steps} steps; this bundle was distilled for {meant}", file=sys.stderr)
+    for remark in story.remarks(opened, jobs[0].steps, *texts, negative):
+        print(f"snapfusion: {remark}", file=sys.stderr)
 
     seconds: Seconds = {"load": 0, "text": 0, "unet": 0, "decode": 0, "total": 0}
     networks = _timed(story.open_networks(opened, jobs[0].guidance != 1, threads, low_memory), seconds)

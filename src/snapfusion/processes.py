@@ -6,15 +6,30 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
+_alone = False
+
 
 def rank() -> int:
     """This process's number; 0 is the main one, whose files count."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0) if _number("WORLD_SIZE", 1) > 1 else 0
 
 
 def count() -> int:
-    """How many there are."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many there are, or go on together."""
+    return 1 if _alone else _number("WORLD_SIZE", 1)
+
+
+def tell(text: str) -> None:
+    """Print what came of a run that all of them share, once."""
+    if rank() == 0:
+        print(text)
+
+
+def go_on_alone() -> None:
+    """From here on this process, the main one, meets nobody: the others have ended."""
+    global _alone
+    assert rank() == 0
+    _alone = True
 
 
 def meet() -> None:
@@ -34,3 +49,19 @@ def main_first(work: Callable[[], Result]) -> Result:
         return result
     meet()
     return work()
+
+
+def from_main(work: Callable[[], Result]) -> Result:
+    """What `work` returns in the main process, in all of them: measured once, so that none decides otherwise."""
+    if count() == 1:
+        return work()
+    from accelerate.utils import broadcast_object_list
+
+    (value,) = broadcast_object_list([work() if rank() == 0 else None])
+    return value
+
+
+def _number(name: str, default: int) -> int:
+    """A number that a launcher leaves in the environment; a job's own variable of that name may be none."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else default

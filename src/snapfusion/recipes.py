@@ -91,7 +91,7 @@ def tiny() -> Recipe:
     )  # fmt: skip
 
 
-STICKERS = 10_368  # pictures of the set that is built where none is named
+STICKERS = 10_213  # pictures of the set that is built where none is named
 NO_CHECKPOINT = "got no checkpoint, expected a folder in diffusers' layout or a single file for --recipe {}"
 RECIPES = {"stickers": stickers, "sd15": sd15, "tiny": tiny}
 

@@ -53,6 +53,11 @@ def settings_for(
         f"a number from 0 to {LARGEST_GUIDANCE}",
     )
     _check(
+        guidance != 1 or not negative.strip(),
+        f"a negative prompt and guidance {guidance:g}",
+        "another guidance, such as 4: at 1 nothing is kept away from",
+    )
+    _check(
         _whole(seed) and 0 <= seed <= SEEDS - n, f"seed {seed!r}", "a whole number from 0 to 2^64-1, the last one's too"
     )
     _check(scheduler in get_args(Scheduler), f"scheduler {scheduler!r}", ", ".join(get_args(Scheduler)))

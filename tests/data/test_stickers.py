@@ -1,6 +1,7 @@
 """The sticker set: built from tiny packages of the real shape."""
 
 import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from snapfusion.data.concepts import Concept
 from snapfusion.data.pairs import load_index, read_images
-from snapfusion.data.stickers import build, split_of, split_pairs
+from snapfusion.data.stickers import build, render, split_of, split_pairs
 from snapfusion.data.styles import HANDS
 from tiny_stickers import THINGS, tiny_packages
 
@@ -57,6 +58,16 @@ def test_a_finished_set_is_left_alone_and_foreign_files_too(packages: Path, tmp_
     assert (other / "thesis.txt").read_text() == "keep"
 
 
+@pytest.mark.parametrize("side", [16, 32, 64])
+def test_a_drawing_in_pixels_fills_a_picture_of_any_size(side: int) -> None:
+    """As one in vectors does: the 3D renders are 256 px, and sets may be larger."""
+    drawing = io.BytesIO()
+    Image.new("RGBA", (32, 32), (200, 30, 30, 255)).save(drawing, "WEBP", lossless=True)
+    picture = np.asarray(Image.open(io.BytesIO(render((drawing.getvalue(), side))[0])))
+    assert picture.shape == (side, side, 3)
+    assert (picture == (200, 30, 30)).all()
+
+
 def test_a_folder_without_a_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="snapfusion data stickers"):
         load_index(tmp_path)
@@ -77,6 +88,8 @@ def test_no_held_out_picture_has_one_of_its_group_in_train() -> None:
     assert len(cells) > 0.02 * len(pairs)
     assert len(held_out) > 0.02 * len(pairs)
     assert not any((pair.base, pair.family) in train for pair in cells)
+    sentences = {(pair.base, pair.style) for pair in pairs if pair.split == "train"}
+    assert not any((pair.base, pair.style) in sentences for pair in cells)  # two hands draw "flat"
     assert all(pair.base in bases for pair in cells)  # known from another hand
     assert not any(pair.base in bases for pair in held_out)
 

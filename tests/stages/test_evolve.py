@@ -17,7 +17,7 @@ from snapfusion.metrics import judge_a
 from snapfusion.model.architecture import Architecture
 from snapfusion.model.unet import ElasticUNet
 from snapfusion.stage_folder import PausedError
-from snapfusion.stages.evolve import rounds, setting, trial
+from snapfusion.stages.evolve import member, rounds, setting, trial
 from snapfusion.stages.evolve.setting import Setting, Sources, prepare
 from snapfusion.stages.evolve.stage import Config, Result, goal_of, run
 from snapfusion.table import load_table
@@ -188,6 +188,36 @@ def test_a_family_from_one_supernet_scored_without_a_judge(
     first = json.loads((result.out / "rounds" / "00" / "round.json").read_text())["scores"][0]
     saved = megabytes - prices.price(whole.without(first["block"])).megabytes
     assert first["saving"] == pytest.approx(saved)
+
+
+@pytest.mark.slow
+def test_a_family_goes_on_after_its_first_member_is_done(
+    base: Path, table: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, budget_ms=(25.0, 35.0), copy_rounds=0, score="denoising")
+    undisturbed = run(config, base, table, data, tmp_path / "a")
+    tuned, finetune = [], member.finetune
+
+    def deadly(*arguments):
+        tuned.append(1)
+        if len(tuned) == 2:
+            raise KeyboardInterrupt
+        return finetune(*arguments)
+
+    monkeypatch.setattr(member, "finetune", deadly)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, base, table, data, tmp_path / "b")
+    assert run(config, base, table, data, tmp_path / "b").members == undisturbed.members
+    assert len(tuned) == 3  # the first member was not tuned again
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"cuts": 0}, "got --cuts 0, expected at least 1"), ({"round_images": 3}, "got --round-images 3, expected 0 or")],
+)
+def test_an_evolution_of_nothing_is_refused(fields, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **fields)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional
 
 from snapfusion.commands.loader import Command, Loras
+from snapfusion.processes import tell
 
 
 def compress() -> Command:
@@ -43,7 +44,7 @@ def compress() -> Command:
         """
         if dry_run:
             return print(recipes.dry_run(recipe, checkpoint, data, utilisation, tflops))
-        return print(recipes.start(recipe, checkpoint, data, table, out, max_seconds, parsed(lora)).describe())
+        return tell(recipes.start(recipe, checkpoint, data, table, out, max_seconds, parsed(lora)).describe())
 
     return command
 

@@ -6,6 +6,7 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional
 
 from snapfusion.commands.loader import Command
+from snapfusion.processes import tell
 
 
 def data_stickers() -> Command:
@@ -59,7 +60,7 @@ def train_stickers() -> Command:
             data: A built sticker set; by default it is built in the run's folder.
             init: A checkpoint to train on from; its autoencoder is kept unless --autoencoder says otherwise.
         """
-        print(stage.start(config, data, out, init).describe())
+        tell(stage.start(config, data, out, init).describe())
 
     return command
 
@@ -102,7 +103,7 @@ def evolve() -> Command:
                     write_json(out / f"{budget:g}ms" / ARCHITECTURE, answer.after.to_dict())
         elif checkpoint is not None and data is not None and out is not None:
             log_to_terminal()
-            print(stage.run(config, checkpoint, table, data, out).describe())
+            tell(stage.run(config, checkpoint, table, data, out).describe())
         else:
             raise ValueError("expected a checkpoint, --data and --out, or --price-only and --scores")
 
@@ -133,7 +134,7 @@ def distill_steps() -> Command:
             cache: Where latents and embeddings are kept; by default `cache` beside the run's folder.
         """
         log_to_terminal()
-        print(stage.run(config, student, teacher, data, out, cache).describe())
+        tell(stage.run(config, student, teacher, data, out, cache).describe())
 
     return command
 
@@ -161,7 +162,7 @@ def distill_velocity() -> Command:
             cache: Where latents and embeddings are kept; by default `cache` beside the run's folder.
         """
         log_to_terminal()
-        print(to_velocity.run(config, checkpoint, data, out, cache).describe())
+        tell(to_velocity.run(config, checkpoint, data, out, cache).describe())
 
     return command
 
@@ -188,6 +189,6 @@ def distill_decoder() -> Command:
             latents_folder: Where latents are kept, for a second decoder to read; by default in `out`.
         """
         log_to_terminal()
-        print(stage.run(config, checkpoint, prompts, out, latents_folder).describe())
+        tell(stage.run(config, checkpoint, prompts, out, latents_folder).describe())
 
     return command

@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from snapfusion.data.colours import colour_of
@@ -35,6 +35,7 @@ from snapfusion.data.styles import HANDS, Hand, pictures
 PICTURES_PER_SHARD = 1000
 CONCEPTS_HELD_OUT = 0.055  # share of the bases that no style of `train` shows
 CELLS_HELD_OUT = 0.055  # share of the (base, family) pairs that `train` lacks
+SPLITS = ("train", "cells", "concepts")
 SHEET_LABELS = ("red apple", "fox", "rocket", "castle", "sunflower", "ghost", "guitar", "hamburger")
 
 
@@ -52,7 +53,7 @@ def build(out: Path, size: int = 256, cache: Path | None = None, workers: int | 
     """
     if not 16 <= size <= 1024:
         raise ValueError(f"got size {size}, expected 16 to 1024 pixels; 256 is what the stickers base was trained on")
-    recipe = {"size": size, "packages": [asdict(package) for package in packages()], "format": 2}
+    recipe = {"size": size, "packages": [asdict(package) for package in packages()], "format": 3}
     card_file = out / "card.json"
     if card_file.exists() and json.loads(card_file.read_text())["recipe"] == recipe:
         return out
@@ -108,15 +109,32 @@ def split_of(base: str, family: str, families: set[str]) -> str:
 
 
 def split_pairs(concepts: list[Concept], drawings: dict[str, dict[str, bytes]]) -> Iterator[Pair]:
-    """One `Pair` for each concept and each hand that draws it, in a fixed order; `drawings` by the hands' source."""
+    """One `Pair` for each concept and each hand that draws it, in a fixed order; `drawings` by the hands' source.
+
+    Two hands may draw in one style. What one of them has in `cells` is not taken from the other, for its sentence would
+    be trained with.
+    """
     families: dict[str, set[str]] = defaultdict(set)
     for hand in HANDS:
         for concept in concepts:
             if concept.code in drawings[hand.source]:
                 families[concept.base].add(hand.family)
+    splits = {
+        (base, hand.family, hand.style): split_of(base, hand.family, drawn)
+        for base, drawn in families.items()
+        for hand in HANDS
+        if hand.family in drawn
+    }
+    shown = {split: {(base, style) for (base, _, style), one in splits.items() if one == split} for split in SPLITS}
+    twice = shown["train"] & shown["cells"]
+    taught = {base for base, _ in shown["train"] - twice}
     for concept in concepts:
         for hand in HANDS:
             if concept.code in drawings[hand.source]:
+                split = splits[concept.base, hand.family, hand.style]
+                # Left out of `train`; of `cells`, where nothing else teaches the thing.
+                if (concept.base, hand.style) in twice and split == ("train" if concept.base in taught else "cells"):
+                    continue
                 yield Pair(
                     key=f"{concept.code}.{hand.name}".replace(".", "_"),
                     code=concept.code,
@@ -127,7 +145,7 @@ def split_pairs(concepts: list[Concept], drawings: dict[str, dict[str, bytes]]) 
                     family=hand.family,
                     colour=None,  # known once it is drawn
                     core=concept.core and hand.core,
-                    split=split_of(concept.base, hand.family, families[concept.base]),
+                    split=split,
                     source=hand.source,
                     licence=hand.package.licence,
                     shard="",
@@ -147,8 +165,8 @@ def render(source: tuple[bytes, int]) -> tuple[bytes, str | None]:
         svg = data.decode()
         data = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True))
     image = Image.open(io.BytesIO(data)).convert("RGBA")
-    if image.size != (size, size):
-        image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    if max(image.size) != size:
+        image = ImageOps.contain(image, (size, size), Image.Resampling.LANCZOS)
     page = Image.new("RGBA", (size, size), "white")
     page.alpha_composite(image, ((size - image.width) // 2, (size - image.height) // 2))
     picture = page.convert("RGB")

@@ -127,12 +127,22 @@ class Network:
         try:
             model = CORE.read_model(self.file)
             model.reshape({port.any_name: _with_batch(port.partial_shape, batch) for port in model.inputs})
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.file}: got a file that OpenVINO cannot open ({_last_line(error)}); export it again"
+            ) from error
+        try:
             self.requests[batch] = CORE.compile_model(model, "CPU", self.settings).create_infer_request()
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
             raise ValueError(
-                f"{self.file}: got a file that OpenVINO cannot open ({reason}); export it again"
+                f"{self.file}: OpenVINO cannot make it ready to run ({_last_line(error)}); it may lack memory, which "
+                "--low-memory needs less of"
             ) from error
+
+
+def _last_line(error: Exception) -> str:
+    """The reason: what comes before it says where in OpenVINO's own sources it was found."""
+    return str(error).strip().splitlines()[-1]
 
 
 def _with_batch(shape: ov.PartialShape, batch: int) -> ov.PartialShape:

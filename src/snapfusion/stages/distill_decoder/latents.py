@@ -13,6 +13,7 @@ from torch import Tensor
 from snapfusion.checkpoint import Checkpoint
 from snapfusion.data.pairs import load_index
 from snapfusion.data.prompts import prompt_of
+from snapfusion.processes import from_main
 from snapfusion.progress import progress
 from snapfusion.sampling import Sampling, draw_latents
 from snapfusion.stage_folder import PausedError
@@ -93,7 +94,7 @@ def complete(name: str, files: Sequence[Path], drawn: Callable[[int], Tensor], u
     first = len(files) - len(missing)
     with progress(name, first, len(files)) as show:
         for done, number in enumerate(missing, first):
-            if done > first and time.monotonic() > until:
+            if done > first and from_main(lambda: time.monotonic() > until):
                 raise PausedError(f"{name} paused at batch {done} of {len(files)}; run the same command to go on")
             write_weights({name: drawn(number)}, files[number], torch.float16)
             show(done + 1)

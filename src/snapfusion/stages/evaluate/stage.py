@@ -55,7 +55,7 @@ def run(config: Config, models: Sequence[Path], sources: Sources, out: Path, cac
         opened = [open_model(folder, config.steps, config.batch, config.device, config.scheduler) for folder in models]
         return compare(config, opened, sources, partial, cache)
 
-    figures = run_in_folder(out, config, inputs, work)
+    figures = run_in_folder(out, config, inputs, work, alone=True)
     result = Result(out / PAGE, {label: read(record) for label, record in figures.items()})
     if not result.page.is_file():  # shows times, and so is none of the files that are hashed
         result.write_page(result.page)

@@ -94,6 +94,13 @@ class Config:
 
     def __post_init__(self) -> None:
         check_shift(self.noise_shift)
+        for name, least in (("cuts", 1), ("latents", 1), ("prompts", 1), ("steps", 1), ("batch", 1)):
+            if (got := getattr(self, name)) < least:
+                raise ValueError(f"got --{name} {got}, expected at least {least}")
+        for name in ("robust_images", "round_images", "finetune_images"):
+            if 0 < (got := getattr(self, name)) < self.batch:
+                flag = name.replace("_", "-")
+                raise ValueError(f"got --{flag} {got}, expected 0 or at least a batch of {self.batch}")
         if self.score_shift is not None:
             check_shift(self.score_shift)
         if not 0 <= self.room < 1:

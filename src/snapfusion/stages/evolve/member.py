@@ -1,7 +1,7 @@
 """The answer to one budget: the network that met it, fine-tuned, as a checkpoint."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,15 +37,16 @@ class Member:
         return cls(**{**data, "price": Price(**data["price"]), "quality": Estimate(**data["quality"])})
 
 
-def finish(setting: Setting, student: ElasticUNet, budget: float, out: Path) -> Member:
+def finish(setting: Setting, network: Callable[[], ElasticUNet], budget: float, out: Path) -> Member:
     """Fine-tune a network that meets a budget and write it to `out` as a checkpoint, or read what is there.
 
-    Raises `PausedError` at the deadline.
+    `network` is asked for it only where nothing is there: its round may have gone since. Raises `PausedError` at the
+    deadline.
     """
     if (out / EVOLUTION).is_file():  # written last
         shutil.rmtree(out / TRAINING, ignore_errors=True)
         return Member.from_dict(read_json(out / EVOLUTION))
-    config = setting.config
+    config, student = setting.config, network()
     with timed(out, "fine-tuning"):
         fit = config.finetuning(setting.seconds_left())
         finetune(student, setting.base.unet, setting.data, config.distillation, fit, out / TRAINING)
@@ -57,7 +58,7 @@ def finish(setting: Setting, student: ElasticUNet, budget: float, out: Path) -> 
     if (setting.sources.checkpoint / LICENCES).is_file():
         shutil.copyfile(setting.sources.checkpoint / LICENCES, out / LICENCES)
     write_whole(out / EVOLUTION, asdict(member))
-    shutil.rmtree(out / TRAINING)
+    shutil.rmtree(out / TRAINING, ignore_errors=True)  # only the main process of several wrote there
     return member
 
 

@@ -7,9 +7,10 @@ rounds/03/round.json    what the round came to: written last, and only read from
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from snapfusion.json_file import read_json, write_json
 from snapfusion.metrics.estimate import Estimate, ratio_of_means
 from snapfusion.model.architecture import Architecture
 from snapfusion.model.unet import ElasticUNet
+from snapfusion.processes import from_main
 from snapfusion.progress import progress
 from snapfusion.stage_folder import TIMINGS, PausedError
 from snapfusion.stages.evolve.robust import train_robustly
@@ -145,12 +147,16 @@ def measure_blocks(trial: Trial, unet: ElasticUNet, file: Path, seconds_left: Ca
     unknown = [name for name in (WHOLE, *names) if name not in known]
     with progress("scoring networks", len(known), len(known) + len(unknown)) as show:
         for name in unknown:
-            if seconds_left() <= 0:
+            if from_main(lambda: seconds_left() <= 0):
                 raise PausedError(f"scoring paused before {name}; run the same command to go on")
-            known[name] = trial.measure(unet, {name} - {WHOLE}).tolist()
+            known[name] = from_main(partial(_measured, trial, unet, {name} - {WHOLE}))
             write_whole(file, known)
             show(len(known))
     return {name: np.asarray(figures, np.float32) for name, figures in known.items()}
+
+
+def _measured(trial: Trial, unet: ElasticUNet, without: Set[str]) -> list[float]:
+    return trial.measure(unet, without).tolist()
 
 
 def scores_of(

@@ -90,7 +90,7 @@ def evolve(config: Config, sources: Sources, goal: Goal, folder: Path) -> dict[s
     scored = perform(Action("start"))
     for budget in goal.budgets:
         scored = meet(budget, scored, goal.cost, config.limits, perform)
-        members.append(finish(setting, rounds.network(), budget, folder / goal.name(budget)))
+        members.append(finish(setting, rounds.network, budget, folder / goal.name(budget)))
     write_history(setting, rounds.history, members, folder)
     shutil.rmtree(folder / CACHE)
     return {
