@@ -10,9 +10,6 @@ All pictures of `cells` in `core`, and 400 of `train` that the judge was not tra
 """
 
 import argparse
-import json
-import os
-import platform
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from record import write_record
 from snapfusion.bench import open_bench
 from snapfusion.checkpoint import load_vae
 from snapfusion.data.choice import chosen
@@ -73,7 +71,9 @@ def judged(vae: PatchAutoencoderKL, data: Path) -> list[dict[str, Any]]:
     for split, count in (("cells", None), ("train", 400)):
         reference = [pair for pair in pairs if pair.split == split]
         asked = chosen(bench.unseen(reference), count, split)
+        start = perf_counter()
         vectors = image_vectors(bench.backbone, through(vae, read_images(data, asked)))
+        seconds = perf_counter() - start
         found, real = bench.verdict(vectors, asked), bench.verdict(bench.real(asked), asked)
         estimates = {
             "kid": kid(vectors, bench.real(reference)),
@@ -83,7 +83,8 @@ def judged(vae: PatchAutoencoderKL, data: Path) -> list[dict[str, Any]]:
             "style": found.style_accuracy(),
             "style_real": real.style_accuracy(),
         }
-        rows.append({"name": f"{split}, judged", "pictures": len(asked)} | {k: asdict(v) for k, v in estimates.items()})
+        row = {"name": f"{split}, judged", "seconds": seconds, "pictures": len(asked)}
+        rows.append(row | {name: asdict(one) for name, one in estimates.items()})
         print(f"{split}: {len(asked)} pictures")
         for name, one in estimates.items():
             print(f"  {name:20}{one.value:>8.3f}  [{one.low:.3f}, {one.high:.3f}]")
@@ -112,10 +113,8 @@ def main() -> None:
     print(f"{row['name']}: {row['psnr_db']:.1f} dB, on drawn pixels {row['psnr_drawn_db']:.1f} dB, ", end="")
     print(f"LPIPS {row['lpips']:.3f} ({len(images)} pictures, {1000 * row['seconds']:.0f} ms each)")
     rows = [row, *(judged(vae, options.data) if options.judged else [])]
-    if options.json:
-        machine = {"cores": os.cpu_count(), "machine": platform.processor() or platform.machine()}
-        protocol = {"split": "cells", "pictures": len(images), "seed": 0, "torch": torch.__version__} | machine
-        options.json.write_text(json.dumps({"protocol": protocol, "rows": rows}, indent=1) + "\n")
+    protocol = {"split": "cells", "pictures": len(images), "seed": 0, "torch": torch.__version__}
+    write_record(options.json, protocol, rows)
 
 
 if __name__ == "__main__":

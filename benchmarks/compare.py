@@ -14,7 +14,6 @@ out first, by `snapfusion evaluate`.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from embedded import Autocast
+from record import write_record
 from rivals import PROMPT, SEED, Clock
 from snapfusion.bundle import EMBEDDED, PARTS, Bundle, Networks, read_bundle
 from snapfusion.checkpoint import hash_of, load_checkpoint
@@ -184,11 +184,9 @@ def main(arguments: list[str] | None = None) -> int:
             figures[name] |= judged
     parts = factors(figures)
     show(figures, parts)
-    if options.json:
-        scheduler = f"ddim; ours {ours.manifest.defaults.scheduler}"
-        protocol = {"prompt": PROMPT, "seed": SEED, "scheduler": scheduler, "runs": options.runs, **machine()}
-        record = {"protocol": protocol, "rows": [{"name": name, **one} for name, one in figures.items()]}
-        options.json.write_text(json.dumps({**record, "factors": parts}, indent=1) + "\n")
+    scheduler = f"ddim; ours {ours.manifest.defaults.scheduler}"
+    protocol = {"prompt": PROMPT, "seed": SEED, "scheduler": scheduler, "runs": options.runs, **machine()}
+    write_record(options.json, protocol, [{"name": name, **one} for name, one in figures.items()], factors=parts)
     return 0
 
 

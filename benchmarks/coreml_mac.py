@@ -10,13 +10,13 @@ that does not count. `--runtime openvino` does the same with other bundles on ot
 """
 
 import argparse
-import json
 import platform
 import resource
 import time
 from pathlib import Path
 from statistics import median
 
+from record import write_record
 from snapfusion.bundle import Networks, read_bundle
 from snapfusion.checkpoint import load_checkpoint
 from snapfusion.generate import open_networks
@@ -63,10 +63,9 @@ def main() -> None:
     print(
         f"pictures {parity['pictures']['median_psnr_db']:.1f} dB; opened in {opened:.2f} s; {peak / 1e6:.0f} MB at most"
     )
-    if options.json:
-        machine = {"machine": platform.machine(), "system": platform.platform(), "bundle": bundle.hash}
-        figures = {**machine, "ms": milliseconds, "opened_s": opened, "peak_bytes": peak, "parity": parity}
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    protocol = {"system": platform.platform(), "bundle": bundle.hash, "runs": options.runs}
+    rows = [{"name": part, "seconds": milliseconds[part] / 1000, **parity[part]} for part in PARTS]
+    write_record(options.json, protocol, rows, opened_s=opened, peak_bytes=peak, pictures=parity["pictures"])
 
 
 if __name__ == "__main__":

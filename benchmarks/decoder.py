@@ -1,20 +1,13 @@
-"""How much faster a decoder of half the channels is, beside the full one, side by side in one run; and its Fig. 8.
+"""How much faster a decoder of half the channels is, beside the full one, side by side in one run.
 
     python benchmarks/decoder.py [--sizes base sd15] [--runs 9] [--weights fp16] [--json FILE]
-    python benchmarks/decoder.py --curve RUN... [--picture FILE]
 
 Rows, for the stickers base (256 px) and for Stable Diffusion v1.5 (512 px): the full decoder, half of it, the tiny one;
 random weights, since speed does not depend on them, in OpenVINO, one picture a call, called in turns. The paper's half
 is 3.2 times as fast as the full one on a phone (section 3.3).
-
-`--curve` reads folders that `snapfusion evaluate CHECKPOINT NARROW_CHECKPOINT --out RUN` wrote, and prints and draws
-what the paper's Fig. 8 shows: alignment and KID of both decoders at every guidance.
 """
 
 import argparse
-import json
-import os
-import platform
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -29,12 +22,11 @@ import openvino as ov
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from snapfusion.json_file import read_json
+from record import write_record
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.model.parts import Decoder
 from snapfusion.runtimes import openvino
 from snapfusion.stages.distill_decoder.students import half, tiny
-from snapfusion.stages.evaluate.evaluation import Evaluation, read
 from snapfusion.stages.train.autoencoder import sticker_autoencoder
 
 BAR = 3.2  # the paper's, asked of Stable Diffusion's size
@@ -107,63 +99,25 @@ def show(rows: list[dict[str, Any]]) -> None:
             print(f"{'':14}the paper's: {BAR}; {'reached' if row['times_faster'] >= BAR else 'not reached'}")
 
 
-def show_curves(runs: list[Path], picture: Path | None) -> None:
-    """Print alignment and KID of every model at every guidance, and draw them if `picture` is given."""
-    found: dict[str, Evaluation] = {}
-    for run in runs:
-        found |= {name: read(record) for name, record in read_json(run / "result.json")["figures"].items()}
-    print(f"{'':32}{'guidance':>10}{'alignment':>28}{'KID':>30}")
-    for name, evaluation in found.items():
-        for guidance, figures in evaluation.curve.items():
-            cells = [figures[key] for key in ("alignment", "kid")]
-            values = [f"{cell.value:.4f} [{cell.low:.4f}, {cell.high:.4f}]" for cell in cells]
-            print(f"{name:32}{guidance:>10}{values[0]:>28}{values[1]:>30}")
-    if picture is not None:
-        draw(found, picture)
-
-
-def draw(found: dict[str, Evaluation], picture: Path) -> None:
-    """The paper's Fig. 8: a line for each model, a point for each guidance."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name, evaluation in found.items():
-        points = [(at["alignment"].value, at["kid"].value) for at in evaluation.curve.values()]
-        axes.plot(*zip(*points, strict=True), marker="o", label=name)
-        for point, guidance in zip(points, evaluation.curve, strict=True):
-            axes.annotate(guidance, point, xytext=(5, 5), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="alignment", ylabel="KID")
-    axes.legend(frameon=False)
-    figure.savefig(picture, dpi=120)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--weights", choices=("fp16", "int8"), default="fp16")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--curve", type=Path, nargs="+", metavar="RUN")
-    parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
-    if options.curve:
-        return show_curves(options.curve, options.picture)
 
     rows = [row for size in options.sizes for row in measure(size, options.weights, options.runs)]
     show(rows)
-    if options.json:
-        protocol = {
-            "batch": 1,
-            "runs": options.runs,
-            "weights": options.weights,
-            "precision": openvino.precision(),
-            "cores": os.cpu_count(),
-            "machine": platform.processor() or platform.machine(),
-            "openvino": ov.__version__,
-        }
-        options.json.write_text(json.dumps({"protocol": protocol, "rows": rows}, indent=1) + "\n")
-    return None
+    protocol = {
+        "batch": 1,
+        "runs": options.runs,
+        "weights": options.weights,
+        "precision": openvino.precision(),
+        "openvino": ov.__version__,
+    }
+    named = [{"name": f"{row['size']} {row['decoder']}", "seconds": median(row["ms"]) / 1000, **row} for row in rows]
+    write_record(options.json, protocol, named)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,6 @@ last row mixes the two as the default p does; the bar is 0.9.
 """
 
 import argparse
-import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +20,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
+from record import write_record
 from snapfusion.checkpoint import hash_of, load_checkpoint
 from snapfusion.fit import Share, fit
 from snapfusion.stages.distill_steps.batch import Batch, draw_batch
@@ -106,26 +104,22 @@ def main() -> None:
     alone = {p: (alone[p] + again[p]) / 2 for p in batches}  # before and after: the machine may have warmed up
     rows = []
     for p, name in ((False, "vanilla"), (True, "CFG-aware")):
-        rows.append({"loss": name, "bare_s": alone[p], "step_s": whole[p], "share": alone[p] / whole[p]})
+        rows.append({"name": name, "seconds": whole[p], "bare_s": alone[p], "share": alone[p] / whole[p]})
     print(f"{'loss':12}{'bare s':>10}{'step s':>10}{'share':>8}")
     for row in rows:
-        print(f"{row['loss']:12}{row['bare_s']:>10.3f}{row['step_s']:>10.3f}{row['share']:>8.2f}")
+        print(f"{row['name']:12}{row['bare_s']:>10.3f}{row['seconds']:>10.3f}{row['share']:>8.2f}")
     mixed = [(1 - Config.p) * times[False] + Config.p * times[True] for times in (alone, whole)]
     print(f"{'mixed':12}{mixed[0]:>10.3f}{mixed[1]:>10.3f}{mixed[0] / mixed[1]:>8.2f}   p = {Config.p}, bar 0.90")
-    if options.json:
-        protocol = {
-            "student": hash_of(options.student),
-            "teacher": hash_of(options.teacher or options.student),
-            "batch": options.batch,
-            "steps": options.steps,
-            "precision": config.precision,
-            "device": str(device),
-            "cores": os.cpu_count(),
-            "machine": platform.processor() or platform.machine(),
-            "torch": torch.__version__,
-        }
-        record = {"protocol": protocol, "rows": rows, "share": mixed[0] / mixed[1]}
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    protocol = {
+        "student": hash_of(options.student),
+        "teacher": hash_of(options.teacher or options.student),
+        "batch": options.batch,
+        "steps": options.steps,
+        "precision": config.precision,
+        "device": str(device),
+        "torch": torch.__version__,
+    }
+    write_record(options.json, protocol, rows, share=mixed[0] / mixed[1])
 
 
 if __name__ == "__main__":

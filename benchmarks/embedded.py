@@ -8,9 +8,6 @@ draw the same prompt and seed.
 """
 
 import argparse
-import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -27,6 +24,7 @@ import openvino
 import torch
 from numpy.typing import NDArray
 
+from record import write_record
 from rivals import PROMPT, SEED
 from snapfusion.bundle import EMBEDDED, Networks, read_bundle
 from snapfusion.checkpoint import load_checkpoint
@@ -96,23 +94,20 @@ def main() -> None:
     for row in rows:
         spread = f"{min(row['all']):.3f}-{max(row['all']):.3f}"
         print(f"{row['name']:24}{row['seconds']:>10.3f}{spread:>18}{slowest / row['seconds']:>14.1f}")
-    if options.json:
-        protocol = {
-            "prompt": PROMPT,
-            "seed": SEED,
-            "steps": steps,
-            "steps_in_torch": STEPS,
-            "guidance": settings.guidance,
-            "scheduler": settings.scheduler,
-            "size": bundle.image_size,
-            "runs": options.runs,
-            "bundle": bundle.hash,
-            "cores": os.cpu_count(),
-            "machine": platform.processor() or platform.machine(),
-            "torch": torch.__version__,
-            "openvino": openvino.__version__,
-        }
-        options.json.write_text(json.dumps({"protocol": protocol, "rows": rows}, indent=1) + "\n")
+    protocol = {
+        "prompt": PROMPT,
+        "seed": SEED,
+        "steps": steps,
+        "steps_in_torch": STEPS,
+        "guidance": settings.guidance,
+        "scheduler": settings.scheduler,
+        "size": bundle.image_size,
+        "runs": options.runs,
+        "bundle": bundle.hash,
+        "torch": torch.__version__,
+        "openvino": openvino.__version__,
+    }
+    write_record(options.json, protocol, rows)
 
 
 if __name__ == "__main__":

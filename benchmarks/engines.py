@@ -11,9 +11,7 @@ memory are the manifest's, which `export` measured on real inputs. Time on a mac
 """
 
 import argparse
-import json
 import os
-import platform
 import time
 from pathlib import Path
 from statistics import median, quantiles
@@ -22,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from record import write_record
 from snapfusion.bundle import Bundle, Network, read_bundle
 from snapfusion.runtimes.choice import PARTS, Part, is_installed
 from snapfusion.stages.export.footprint import blank_inputs, size_of
@@ -100,16 +99,17 @@ def main() -> None:
             f"{row['part']:14}{row['bundle']:14.13}{row['runtime']:12}{row['precision']:8}{row['ms']:9.2f}"
             f"{low:9.2f}-{high:<8.2f}{row['times_faster']:7.2f}x{row['psnr_db']:7.1f}{row['bytes'] / 1e6:8.1f}"
         )
-    if options.json:
-        protocol = {
-            "runs": options.runs,
-            "threads": options.threads,
-            "cores": os.cpu_count(),
-            "busy": os.getloadavg()[0],
-            "machine": platform.processor() or platform.machine(),
-            "bundles": {str(bundle.folder): bundle.hash for bundle in bundles},
-        }
-        options.json.write_text(json.dumps({"protocol": protocol, "rows": rows}, indent=1) + "\n")
+    protocol = {
+        "runs": options.runs,
+        "threads": options.threads,
+        "busy": os.getloadavg()[0],
+        "bundles": {str(bundle.folder): bundle.hash for bundle in bundles},
+    }
+    named = [
+        {"name": f"{row['bundle']}, {row['runtime']}, {row['part']}", "seconds": row["ms"] / 1000, **row}
+        for row in rows
+    ]
+    write_record(options.json, protocol, named)
 
 
 if __name__ == "__main__":

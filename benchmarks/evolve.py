@@ -1,23 +1,23 @@
-"""What `snapfusion evolve` claims, measured: proxies of scores, robustness, rivals, and sizes at Stable Diffusion's.
+"""What `snapfusion evolve` claims, measured: proxies of scores, robustness, and rivals.
 
     python benchmarks/evolve.py scores     models/stickers-base --data SET --table table.json --out runs/scores
     python benchmarks/evolve.py robustness models/stickers-base --data SET --table table.json --out runs/robustness
     python benchmarks/evolve.py rivals     models/stickers-base --data SET --table table.json --out runs/rivals \
         --budget-ms 20
-    python benchmarks/evolve.py sizes [--table sd15.json]
 
-scores      every block by the full protocol (500 prompts x 50 steps), by the proxy (64 x 8) and by two losses without
-            sampling: rank correlations of the values with the full protocol's, and the seconds of each.
+scores      every block by the full protocol (--full-prompts 500 x --full-steps 50), by the proxy (64 x 8), by the
+            distance of latents (16 x 6) and by two losses without sampling: rank correlations of the values with the
+            full protocol's, and the seconds of each.
 robustness  Fig. 5 in numbers and pictures: the base trained on with p = 0 and with p = --skip for as many pictures,
             then drawn without each kind of block in each stage.
 rivals      what evolution has to beat: removal by hand (BK-SDM, Table 3) and by chance, and uniform width, fine-tuned
             as evolved networks are. Each is a checkpoint for `snapfusion evaluate`.
-sizes       parameters, and milliseconds by a table, of the architectures that the literature names.
 
-Every command goes on where it was stopped, writes JSON beside its table, and takes the flags of `snapfusion evolve`.
+Every command goes on where it was stopped, takes the flags of `snapfusion evolve`, and writes OUT/figures.json and the
+same to --json FILE.
 """
 
-import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,10 +28,12 @@ import torch
 import tyro
 from PIL import Image
 
+from record import write_record
 from snapfusion.checkpoint import load_unet, save_checkpoint, save_unet
 from snapfusion.data.choice import chosen, seed_of
 from snapfusion.data.pairs import load_index
 from snapfusion.data.prompts import prompt_of
+from snapfusion.json_file import read_json, write_json
 from snapfusion.model.architecture import Architecture
 from snapfusion.model.narrow import narrow
 from snapfusion.model.unet import ElasticUNet
@@ -58,8 +60,10 @@ def setting_of(config: Config, checkpoint: Path, data: Path, table: Path, out: P
     return prepare(config, sources, Goal(config.budget_ms, cost, "ms", cost), out)
 
 
-def write(out: Path, figures: Any) -> None:
-    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+def write(out: Path, json: Path | None, protocol: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    named = [{"name": name, **row} for name, row in rows.items()]
+    for file in (out / "figures.json", json):
+        write_record(file, {"quality": protocol}, named)
 
 
 def scores(
@@ -69,20 +73,26 @@ def scores(
     table: Path,
     out: Path,
     unet: Path | None = None,
+    full_prompts: int = FULL.prompts,
+    full_steps: int = FULL.steps,
+    json: Path | None = None,
     config: Flags,
 ) -> None:
     """Rank correlation of cheap scores with the full protocol's, and what each costs.
 
     Args:
         unet: A folder that holds `unet/`, to be scored in place of the checkpoint's: an evolution's rounds/00.
+        full_prompts: Pictures of each network by what the others are held against.
+        full_steps: Steps of DDIM to each of them.
     """
     ways = {
-        "drawing, full": replace(config, score="drawing", prompts=FULL.prompts, steps=FULL.steps),
+        "drawing, full": replace(config, score="drawing", prompts=full_prompts, steps=full_steps),
         "drawing, proxy": replace(config, score="drawing", prompts=PROXY.prompts, steps=PROXY.steps),
+        "trajectory": replace(config, score="trajectory", prompts=16, steps=6),
         "denoising loss": replace(config, score="denoising"),
         "output distance": replace(config, score="output"),
     }
-    found = {}
+    found, protocol = {}, ""
     for name, way in ways.items():
         folder = out / name.replace(", ", "-").replace(" ", "-")
         setting = setting_of(way, checkpoint, data, table, folder)
@@ -90,7 +100,7 @@ def scores(
         network.to(setting.base.unet.device)  # pyright: ignore[reportArgumentType]
         with timed(folder, "scoring"):
             merits = measure_blocks(setting.trial, network, folder / "merits.json", setting.seconds_left)
-        seconds = json.loads((folder / "timings.json").read_text())["scoring"]
+        seconds, protocol = read_json(folder / "timings.json")["scoring"], protocol or setting.trial.protocol
         found[name] = (scores_of(network.architecture, merits, setting.trial.scale, setting.goal.saving), seconds)
     truth = [score.value for score in found["drawing, full"][0]]
     print(f"{'score':<18}{'Spearman':>10}{'seconds':>10}{'share':>9}")
@@ -99,10 +109,18 @@ def scores(
         rho, share = spearman([score.value for score in blocks], truth), seconds / found["drawing, full"][1]
         print(f"{name:<18}{rho:>10.3f}{seconds:>10.0f}{share:>9.4f}")
         rows[name] = {"spearman": rho, "seconds": seconds, "scores": [score.to_dict() for score in blocks]}
-    write(out, rows)
+    write(out, json, protocol, rows)
 
 
-def robustness(checkpoint: tyro.conf.Positional[Path], *, data: Path, table: Path, out: Path, config: Flags) -> None:
+def robustness(
+    checkpoint: tyro.conf.Positional[Path],
+    *,
+    data: Path,
+    table: Path,
+    out: Path,
+    json: Path | None = None,
+    config: Flags,
+) -> None:
     """Quality without each kind of block in each stage, after training with and without skipping."""
     setting = setting_of(config, checkpoint, data, table, out)
     base = setting.base.unet
@@ -117,14 +135,18 @@ def robustness(checkpoint: tyro.conf.Positional[Path], *, data: Path, table: Pat
         networks[name] = load_unet(folder)
         networks[name].to(base.device)  # pyright: ignore[reportArgumentType]
     removals = removals_of(base.architecture)
-    rows = {
-        removal: {name: asdict(setting.trial.quality(network, off)) for name, network in networks.items()}
-        for removal, off in removals.items()
-    }
+    rows = {}
+    for removal, off in removals.items():
+        file = out / "removals" / f"{removal.replace(', ', '-').replace(' ', '-')}.json"
+        if not file.is_file():
+            start = time.perf_counter()
+            qualities = {name: asdict(setting.trial.quality(network, off)) for name, network in networks.items()}
+            write_json(file, {"seconds": time.perf_counter() - start, **qualities})
+        rows[removal] = read_json(file)
     print(f"{setting.trial.protocol}\n{'without':<32}{'blocks':>7}" + "".join(f"{name:>12}" for name in networks))
     for removal, off in removals.items():
         print(f"{removal:<32}{len(off):>7}" + "".join(f"{rows[removal][name]['value']:>12.3f}" for name in networks))
-    write(out, {"protocol": setting.trial.protocol, "rows": rows})
+    write(out, json, setting.trial.protocol, rows)
     for name, network in networks.items():
         sheet(setting, network, removals).save(out / f"{name.replace(' ', '-')}.webp", quality=85)
 
@@ -167,6 +189,7 @@ def rivals(
     out: Path,
     share: float = 0.7,
     draws: int = 3,
+    json: Path | None = None,
     config: Flags,
 ) -> None:
     """Fine-tune every rival as evolved networks are, and write it as a checkpoint.
@@ -191,13 +214,14 @@ def rivals(
         rows[name] = row = rival(setting, name, student, out / name)
         milliseconds = f"{row['milliseconds']:.2f}" if row["milliseconds"] is not None else "measure"
         print(f"{name:<20}{milliseconds:>8}{row['parameters'] / 1e6:>8.1f}{row['quality']['value']:>10.3f}", flush=True)
-    write(out, {"protocol": setting.trial.protocol, "rows": rows})
+    write(out, json, setting.trial.protocol, rows)
 
 
 def rival(setting: Setting, name: str, student: Callable[[], ElasticUNet], folder: Path) -> dict[str, Any]:
     """One rival, fine-tuned; at other widths no features match, and no table knows its price."""
     if (folder / "rival.json").is_file():
-        return json.loads((folder / "rival.json").read_text())
+        return read_json(folder / "rival.json")
+    start = time.perf_counter()
     network, config = student().requires_grad_(True), setting.config
     as_wide = network.architecture.widths == setting.base.unet.architecture.widths
     weights = config.distillation if as_wide else replace(config.distillation, features=0.0)
@@ -208,29 +232,12 @@ def rival(setting: Setting, name: str, student: Callable[[], ElasticUNet], folde
         "milliseconds": setting.goal.cost(network.architecture) if as_wide else None,
         "parameters": sum(weight.numel() for weight in network.parameters()),
         "quality": asdict(setting.trial.quality(network)),
+        "seconds": time.perf_counter() - start,
     }
-    (folder / "rival.json").write_text(json.dumps(row))
+    write_json(folder / "rival.json", row)
     return row
 
 
-def sizes(*, table: Path | None = None, out: Path | None = None) -> None:
-    """Parameters at Stable Diffusion's widths, and milliseconds by a table of that size."""
-    named = {"sd15": Architecture.sd15(), "without top attention": Architecture.without_top_attention()}
-    widths = Architecture.sd15().widths
-    prices = load_table(table) if table is not None else None
-    rows = {}
-    print(f"{'UNet':<24}{'parameters':>14}{'ms':>10}")
-    for name, architecture in {**named, **by_hand(widths)}.items():
-        with torch.device("meta"):
-            parameters = sum(weight.numel() for weight in ElasticUNet(architecture).parameters())
-        milliseconds = prices.price(architecture).milliseconds if prices is not None else None
-        rows[name] = {"parameters": parameters, "milliseconds": milliseconds}
-        print(f"{name:<24}{parameters:>14,}{'-' if milliseconds is None else f'{milliseconds:.1f}':>10}")
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write(out, rows)
-
-
 if __name__ == "__main__":
-    commands = {"scores": scores, "robustness": robustness, "rivals": rivals, "sizes": sizes}
+    commands = {"scores": scores, "robustness": robustness, "rivals": rivals}
     tyro.extras.subcommand_cli_from_dict(commands)

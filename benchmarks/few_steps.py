@@ -8,9 +8,6 @@ same noise with fewer steps of each sampler, with each timestep shift. Printed: 
 """
 
 import argparse
-import json
-import os
-import platform
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from record import write_record
 from snapfusion.checkpoint import load_checkpoint
 from snapfusion.data.choice import chosen, seed_of
 from snapfusion.data.pairs import load_index
@@ -76,16 +74,14 @@ def main() -> None:
                 print(f"{name:32}{error:>7.3f}{nearness:>7.1f} dB  LPIPS {distance:.4f}", flush=True)
                 found = {"relative_error": error, "psnr_db": nearness, "lpips": distance}
                 rows.append({"name": name, "seconds": seconds} | found)
-    if options.json:
-        machine = {"cores": os.cpu_count(), "machine": platform.processor() or platform.machine()}
-        protocol = {
-            "checkpoint": str(options.checkpoint),
-            "pictures": len(asked),
-            "guidance": options.guidance,
-            "against": f"{MANY_STEPS} steps of ddim",
-            "torch": torch.__version__,
-        }
-        options.json.write_text(json.dumps({"protocol": protocol | machine, "rows": rows}, indent=1) + "\n")
+    protocol = {
+        "checkpoint": str(options.checkpoint),
+        "pictures": len(asked),
+        "guidance": options.guidance,
+        "against": f"{MANY_STEPS} steps of ddim",
+        "torch": torch.__version__,
+    }
+    write_record(options.json, protocol, rows)
 
 
 if __name__ == "__main__":

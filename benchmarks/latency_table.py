@@ -9,7 +9,6 @@ table was made. Weights are random, which changes no time. Rows: method x calibr
 """
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from record import write_record
 from snapfusion.checkpoint import load_checkpoint
 from snapfusion.model.architecture import Architecture
 from snapfusion.model.block import Position
@@ -36,11 +36,11 @@ def main() -> None:
     stopwatch = Stopwatch(engine(options.runtime, options.threads), (options.batch,), options.seconds)
     wholes = {"unet": stopwatch.alone(unet_sketch(networks.unet, networks.length))}
     tables: dict[str, Table] = {}
-    minutes: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for method in options.methods:
         start = time.perf_counter()
         found = measure_pieces(networks.unet, networks.length, stopwatch, method)
-        minutes[method] = (time.perf_counter() - start) / 60
+        seconds[method] = time.perf_counter() - start
         for calibration in get_args(Calibration):
             made = tables_of(networks.unet, stopwatch, wholes, found, calibration)[options.batch]
             tables[f"{method}, {calibration}"] = made
@@ -50,24 +50,19 @@ def main() -> None:
     measured = measure_architectures(networks, stopwatch, chosen, whole)
     predicted = {name: [table.price(one).milliseconds for one in chosen] for name, table in tables.items()}
     rows = [
-        {"name": name, "minutes": minutes[name.split(",")[0]], **agreement(ms, [one.median for one in measured])}
+        {"name": name, "seconds": seconds[name.split(",")[0]], **agreement(ms, [one.median for one in measured])}
         for name, ms in predicted.items()
     ]
     show(chosen, measured, predicted, rows, whole)
-    if options.json:
-        first = next(iter(tables.values()))
-        protocol = {**vars(options), "json": None, "device": device(), "engine": first.engine, "whole_ms": whole}
-        protocol |= {"precision": first.precision, "threads": first.threads}
-        record = {
-            "protocol": protocol,
-            "rows": rows,
-            "architectures": [
-                {"architecture": one.to_dict(), "ms": taken.median, "spread": taken.spread}
-                | {"predicted": {name: ms[number] for name, ms in predicted.items()}}
-                for number, (one, taken) in enumerate(zip(chosen, measured, strict=True))
-            ],
-        }
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    first = next(iter(tables.values()))
+    protocol = {**vars(options), "json": None, "device": device(), "engine": first.engine, "whole_ms": whole}
+    protocol |= {"precision": first.precision, "threads": first.threads}
+    found = [
+        {"architecture": one.to_dict(), "ms": taken.median, "spread": taken.spread}
+        | {"predicted": {name: ms[number] for name, ms in predicted.items()}}
+        for number, (one, taken) in enumerate(zip(chosen, measured, strict=True))
+    ]
+    write_record(options.json, protocol, rows, architectures=found)
 
 
 def architectures(ancestor: Architecture, count: int, seed: int) -> list[Architecture]:
@@ -152,7 +147,7 @@ def show(
     print(f"\n{'method, calibration':24}{'median error':>14}{'largest':>10}{'Spearman':>10}{'minutes':>9}")
     for row in rows:
         errors = f"{row['median_error']:>14.1%}{row['largest_error']:>10.1%}"
-        print(f"{row['name']:24}{errors}{row['spearman']:>10.3f}{row['minutes']:>9.1f}")
+        print(f"{row['name']:24}{errors}{row['spearman']:>10.3f}{row['seconds'] / 60:>9.1f}")
 
 
 def parse() -> argparse.Namespace:

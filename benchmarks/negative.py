@@ -9,7 +9,6 @@ mean of those to others, real pictures' beside it).
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import snapfusion
+from record import write_record
 from snapfusion.bench import Bench, open_bench
 from snapfusion.data.choice import chosen, seed_of
 from snapfusion.data.colours import HUES, Pixels
@@ -83,9 +83,7 @@ def main() -> None:
             f"{row['name']:44}{row['share']:>8.1%}{row['share_negated']:>9.1%}{row['fell']:>9.0%}"
             f"{row['gap']:>8.3f}{row['gap_negated']:>9.3f}{real:>7.3f}"
         )
-    if options.json:
-        protocol = {"pairs": len(asked), "near_degrees": NEAR, "real_gap": real}
-        options.json.write_text(json.dumps({"protocol": protocol, "rows": rows}, indent=1) + "\n")
+    write_record(options.json, {"pairs": len(asked), "near_degrees": NEAR, "real_gap": real}, rows)
 
 
 if __name__ == "__main__":

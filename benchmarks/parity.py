@@ -12,8 +12,6 @@ Exit status 1 where a row is further off than 1e-4.
 """
 
 import argparse
-import json
-import platform
 import sys
 import tempfile
 import time
@@ -26,6 +24,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from record import write_record
 from sd15 import checkpoint_of
 from snapfusion.checkpoint import Checkpoint
 from snapfusion.diffusion.sampler import Scheduler
@@ -119,11 +118,10 @@ def main() -> int:
         print(f"{name:<36}{row['latents']:>10.1e}{row['pictures']:>10.1e}{seconds[name]:>10.1f}")
     passed = all(row["latents"] <= TOLERANCE for row in rows.values())
     print(f"{'equal' if passed else 'NOT EQUAL'}, tolerance {TOLERANCE:g}")
-    if options.json:
-        settings = {key: value for key, value in vars(options).items() if key != "json"}
-        machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-        record = {**settings, "prompt": PROMPT, "rows": rows, "seconds": seconds, "passed": passed, **machine}
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
+    settings = {key: value for key, value in vars(options).items() if key != "json"}
+    found = [{"name": name, "seconds": taken, **rows.get(name, {})} for name, taken in seconds.items()]
+    protocol = {**settings, "prompt": PROMPT, "tolerance": TOLERANCE, "torch": torch.__version__}
+    write_record(options.json, protocol, found, passed=passed)
     return 0 if passed else 1
 
 

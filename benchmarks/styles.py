@@ -8,11 +8,12 @@ why the two of "flat" do.
 """
 
 import argparse
-import json
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
+from record import write_record
 from snapfusion.bench import BATCH
 from snapfusion.data.pairs import Pair, load_index, read_images
 from snapfusion.data.prompts import prompt_of
@@ -47,12 +48,11 @@ def main() -> None:
     pairs, rows = load_index(options.data), []
     for name in options.pairs:
         hands = name.split(":")
+        start = perf_counter()
         share, count = accuracy(options.data, [pair for pair in pairs if SOURCES[pair.source] in hands])
-        rows.append({"name": name, "accuracy": share, "held_out": count})
+        rows.append({"name": name, "seconds": perf_counter() - start, "accuracy": share, "held_out": count})
         print(f"{name:24}{share:>7.1%} of {count} held-out pictures")
-    if options.json:
-        protocol = {"backbone": "resnet50", "data": str(options.data)}
-        options.json.write_text(json.dumps({"protocol": protocol, "rows": rows}, indent=1) + "\n")
+    write_record(options.json, {"backbone": "resnet50", "data": str(options.data)}, rows)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ a share of what the engine reaches in products of matrices. `host` is the share 
 
 import argparse
 import gc
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -34,6 +33,7 @@ import rivals
 import sd15
 from peaks import peak_speed
 from random_bundles import Bundles, Model
+from record import write_record
 from rivals import PROMPT, SEED, Clock, Draw
 from snapfusion import __version__
 from snapfusion.bundle import PARTS, Networks, read_bundle
@@ -281,10 +281,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name} ...", file=sys.stderr)
         rows[name] = measure(ROWS[name], bundles, options.runs)
         found = bars(rows) if options.size == "sd15" else []  # asked of that size alone
-        if options.json:  # after every row: the next may find too little memory
-            record = [{"name": name, **asdict(ROWS[name]), **row} for name, row in rows.items()]
-            record += [{"name": name, "not_run": reason} for name, reason in reasons.items() if reason is not None]
-            options.json.write_text(json.dumps({"protocol": protocol, "rows": record, "bars": found}, indent=1) + "\n")
+        named = [{"name": name, **asdict(ROWS[name]), **row} for name, row in rows.items()]
+        not_run = {name: reason for name, reason in reasons.items() if reason is not None}
+        write_record(options.json, protocol, named, not_run=not_run, bars=found)  # the next may find too little memory
     show(rows)
     show_bars(found)
     return 0 if rows else 2

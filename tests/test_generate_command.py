@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -146,6 +147,21 @@ def test_a_mistake_is_one_line_and_status_2(
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_with_little_memory_the_time_to_load_is_told_as_such(
+    tiny_bundle: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every network is opened when it is called, which takes longer than to run one so small."""
+    drawn = {}
+    for flags in ([], ["--low-memory"]):
+        assert main(["generate", "fox", "--seed", "1", "--bundle", str(tiny_bundle), "--json", *flags]) == 0
+        record = json.loads(capsys.readouterr().out)
+        seconds = record["seconds"]
+        assert seconds["load"] > seconds["text"] + seconds["unet"] + seconds["decode"]
+        assert seconds["total"] >= sum(value for name, value in seconds.items() if name != "total")
+        drawn[bool(flags)] = np.asarray(Image.open(here / record["images"][0]))
+    assert (drawn[False] == drawn[True]).all()
+
+
 def test_a_mistake_is_told_alike_whatever_a_terminal_can_show(encoding: str) -> None:
     """The argument parser draws its boxes with lines where it may, else with dashes."""
     command = [sys.executable, "-m", "snapfusion", "generate", "fox", "--seed", "x"]

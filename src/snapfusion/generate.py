@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -63,17 +64,29 @@ def _picture(image: NDArray[np.float32]) -> Image.Image:
 
 
 def open_networks(
-    bundle: Bundle, guided: bool = True, threads: int | None = None, low_memory: bool = False
+    bundle: Bundle,
+    guided: bool = True,
+    threads: int | None = None,
+    low_memory: bool = False,
+    on_open: Callable[[float], object] = lambda seconds: None,
 ) -> Networks:
     """All three networks in memory, made ready for pictures drawn with or without guidance.
 
-    With `low_memory` there is never more than one: each comes when it is called, and goes when another is.
+    With `low_memory` there is never more than one: each comes when it is called, and goes when another is; `on_open` is
+    told the seconds that it took to come.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"got {threads} threads, expected at least 1")
     rows = 2 if guided else 1
     if low_memory:
-        turns = Turns(lambda part: bundle.open(part, 1 if part == "vae_decoder" else rows, threads))
+
+        def opened(part: Part) -> Network:
+            start = perf_counter()
+            network = bundle.open(part, 1 if part == "vae_decoder" else rows, threads)
+            on_open(perf_counter() - start)
+            return network
+
+        turns = Turns(opened)
         return Networks(*(partial(turns.call, part) for part in PARTS))
     with ThreadPoolExecutor() as pool:  # opening a network keeps one core busy: no need to wait for each other
         text_encoder = pool.submit(bundle.open, "text_encoder", rows, threads)

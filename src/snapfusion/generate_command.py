@@ -102,7 +102,11 @@ def generate(
         print(f"snapfusion: {remark}", file=sys.stderr)
 
     seconds: Seconds = {"load": 0, "text": 0, "unet": 0, "decode": 0, "total": 0}
-    networks = _timed(story.open_networks(opened, jobs[0].guidance != 1, threads, low_memory), seconds)
+
+    def add_load(taken: float) -> None:
+        seconds["load"] += taken
+
+    networks = _timed(story.open_networks(opened, jobs[0].guidance != 1, threads, low_memory, add_load), seconds)
     seconds["load"] = time.perf_counter() - started
     paths = _draw(opened, networks, jobs, out, n, quiet)
     seconds["total"] = time.perf_counter() - started
@@ -158,13 +162,13 @@ def _progress(steps: int, quiet: bool) -> Iterator[Callable[[], object]]:
 
 
 def _timed(networks: Networks, seconds: Seconds) -> Networks:
-    """The same networks, which add what they take to `seconds`."""
+    """The same networks, which add what they take to `seconds`, but for what is told there as loading meanwhile."""
 
     def timed(network: Network, entry: str) -> Network:
         def call(**inputs: NDArray[Any]) -> NDArray[np.float32]:
-            started = time.perf_counter()
+            started, loaded = time.perf_counter(), seconds["load"]
             output = network(**inputs)
-            seconds[entry] += time.perf_counter() - started
+            seconds[entry] += time.perf_counter() - started - (seconds["load"] - loaded)
             return output
 
         return call

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 Result = TypeVar("Result")
 
@@ -58,7 +58,7 @@ def from_main(work: Callable[[], Result]) -> Result:
     from accelerate.utils import broadcast_object_list
 
     (value,) = broadcast_object_list([work() if rank() == 0 else None])
-    return value
+    return cast(Result, value)
 
 
 def _number(name: str, default: int) -> int:

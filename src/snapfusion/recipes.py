@@ -41,11 +41,11 @@ def stickers() -> Recipe:
         ),
         distill_steps=None,  # placed well, 8 steps lose nothing of this base; what distilling costs: docs/steps.md
         distill_decoder=distill_decoder.Config(
-            latents=512, held_out=128, steps=20, guidance=4.0, images=24_000, lpips_weight=0.1,
+            latents=512, held_out=96, steps=20, guidance=4.0, images=16_000, lpips_weight=0.1,
         ),
         export=export.Config(name="stickers", steps=8, guidance=4.0, scheduler="dpm++", timestep_shift="search"),
         evaluate=evaluate.Config(
-            protocols=("cells",), guidance=4.0, curve=(2.0, 4.0, 6.0), curve_pictures=32, batch=16,
+            protocols=("cells",), guidance=4.0, curve=(2.0, 4.0, 6.0), curve_pictures=16, batch=16,
         ),
         budget=0.8,
     )  # fmt: skip
