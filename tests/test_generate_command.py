@@ -146,7 +146,6 @@ def test_a_mistake_is_one_line_and_status_2(
     assert names(here) == []
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
 def test_with_little_memory_the_time_to_load_is_told_as_such(
     tiny_bundle: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +161,7 @@ def test_with_little_memory_the_time_to_load_is_told_as_such(
     assert (drawn[False] == drawn[True]).all()
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
 def test_a_mistake_is_told_alike_whatever_a_terminal_can_show(encoding: str) -> None:
     """The argument parser draws its boxes with lines where it may, else with dashes."""
     command = [sys.executable, "-m", "snapfusion", "generate", "fox", "--seed", "x"]
