@@ -69,6 +69,7 @@ def export() -> Command:
 
 def evaluate() -> Command:
     """Measure bundles or checkpoints against real pictures and each other."""
+    from snapfusion.progress import log_to_terminal
     from snapfusion.stages.evaluate import stage
 
     def command(
@@ -84,6 +85,7 @@ def evaluate() -> Command:
             models: Bundles or checkpoints, the base first.
             out: The folder of the report and of every model's pictures and figures.
         """
+        log_to_terminal()
         print(stage.run(config, models, sources, out).describe())
 
     return command

@@ -73,6 +73,7 @@ def convert() -> Command:
 
 def profile() -> Command:
     """Measure what each piece of a checkpoint costs here."""
+    from snapfusion.progress import log_to_terminal
     from snapfusion.stages.profile import stage
 
     def command(
@@ -89,6 +90,7 @@ def profile() -> Command:
             out: The folder of the table, the picture and result.json.
             table: Prices measured elsewhere, on a phone for one: checked and taken instead.
         """
+        log_to_terminal()
         print(stage.run(config, checkpoint, out, table).describe())
 
     return command
