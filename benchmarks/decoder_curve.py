@@ -60,7 +60,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     print(f"{'decoder':10}{'guidance':>10}{'alignment':>28}{'KID':>30}")
     for guidance in options.guidances:
-        drawn = latents(base, asked, Sampling(options.steps, guidance, bf16=True), options.work)
+        drawn = latents(
+            base, asked, Sampling(options.steps, guidance, bf16=True), options.work / hash_of(options.base)[:12]
+        )
         for name, vae in decoders.items():
             start = perf_counter()
             vectors = image_vectors(bench.backbone, pictures(vae, drawn))

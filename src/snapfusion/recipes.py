@@ -31,7 +31,7 @@ Name = Literal["stickers", "sd15", "tiny"]
 
 
 def stickers() -> Recipe:
-    """The stickers base to a bundle that draws in 8 steps, its UNet at 80%; three quarters of an hour on two cores."""
+    """The stickers base to a bundle that draws in 8 steps, its UNet at 80%; more than an hour on two cores."""
     return Recipe(
         velocity=VelocityConfig(),
         profile=profile.Config(),
