@@ -1,7 +1,7 @@
 """The paper's Fig. 8: pictures of the same latents by the whole decoder and by a narrow one, at every guidance.
 
     python benchmarks/decoder_curve.py BASE NARROW --data SET [--guidances 2 4 7] [--steps 50] [--pictures N]
-        [--work runs/decoder-curve] [--picture fig8.png] [--json FILE]
+        [--work runs/decoder-curve] [--picture fig8.webp] [--json FILE]
 
 BASE and NARROW are checkpoints that differ in their decoder alone. Latents are drawn by BASE (DDIM, UNet in bfloat16)
 from the prompts of `cells`, kept in --work and read from there on the next run; judge B marks both decoders' pictures
@@ -93,17 +93,24 @@ def pictures(vae: PatchAutoencoderKL, drawn: Tensor) -> Iterator[NDArray[np.uint
         yield np.stack(list(pixels(decode(vae, part))))
 
 
+def around(rows: list[dict[str, Any]], figure: str) -> list[list[float]]:
+    """How far the intervals of a figure reach below and above it `[2, rows]`."""
+    found = [row[figure] for row in rows]
+    return [[one["value"] - one["low"] for one in found], [one["high"] - one["value"] for one in found]]
+
+
 def plot(rows: list[dict[str, Any]], picture: Path) -> None:
-    """A line for each decoder, a point for each guidance."""
+    """A line for each decoder, a point with its intervals for each guidance."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
     for name in dict.fromkeys(row["decoder"] for row in rows):
         points = [row for row in rows if row["decoder"] == name]
-        places = [(row["alignment"]["value"], row["kid"]["value"]) for row in points]
-        axes.plot(*zip(*places, strict=True), marker="o", label=f"{name} decoder")
-        for row, place in zip(points, places, strict=True):
+        x, y = ([row[key]["value"] for row in points] for key in ("alignment", "kid"))
+        lines, *_ = axes.errorbar(x, y, around(points, "kid"), around(points, "alignment"), "o-", elinewidth=0.5)
+        lines.set_label(f"{name} decoder")
+        for row, place in zip(points, zip(x, y, strict=True), strict=True):
             axes.annotate(f"{row['guidance']:g}", place, xytext=(5, 5), textcoords="offset points", fontsize=8)
     axes.set(xlabel="alignment", ylabel="KID")
     axes.legend(frameon=False)

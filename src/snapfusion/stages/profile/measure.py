@@ -91,7 +91,7 @@ class Stopwatch:
 
 def measure(networks: Networks, stopwatch: Stopwatch, method: Method, calibration: Calibration) -> dict[int, Table]:
     """The tables of a model's UNet by the batch."""
-    wholes = {name: stopwatch.alone(sketch) for name, sketch in networks.sketches().items()}
+    wholes = measure_wholes(networks, stopwatch)
     found = measure_pieces(networks.unet, networks.length, stopwatch, method)
     return tables_of(networks.unet, stopwatch, wholes, found, calibration)
 
@@ -119,6 +119,17 @@ def tables_of(
             entries=(*(cost.entry(name, 0, batch) for name, cost in wholes.items()), *entries),
         )
     return tables
+
+
+def measure_wholes(networks: Networks, stopwatch: Stopwatch) -> dict[str, Cost]:
+    """What each of the three networks costs as a whole."""
+    found: dict[str, Cost] = {}
+    sketches = networks.sketches()
+    with progress("measuring networks", 0, len(sketches)) as show:
+        for name, sketch in sketches.items():
+            found[name] = stopwatch.alone(sketch)
+            show(len(found))
+    return found
 
 
 def measure_pieces(unet: ElasticUNet, length: int, stopwatch: Stopwatch, method: Method) -> list[tuple[Piece, Cost]]:

@@ -11,7 +11,7 @@ from snapfusion.runtimes import openvino
 from snapfusion.stage_folder import hash_of_file, run_in_folder
 from snapfusion.stages.profile.engines import Runtime, device, engine
 from snapfusion.stages.profile.figure import Bar, bars, draw, format_bars
-from snapfusion.stages.profile.measure import Calibration, Method, Stopwatch, measure
+from snapfusion.stages.profile.measure import Calibration, Method, Stopwatch, measure, measure_wholes
 from snapfusion.stages.profile.networks import Networks
 from snapfusion.stages.profile.table1 import RUNS, Row, format_table1, peak_of, table1
 from snapfusion.table import Entry, Table, load_table
@@ -104,7 +104,7 @@ def table1_sd15(config: Config) -> str:
     """The paper's Table 1 for this device as text: Stable Diffusion v1.5's networks as wholes, with random weights."""
     stopwatch = config.stopwatch()
     peak = peak_of(stopwatch.engine)
-    wholes = {name: stopwatch.alone(sketch) for name, sketch in Networks.sd15().sketches().items()}
+    wholes = measure_wholes(Networks.sd15(), stopwatch)
     entries = {batch: [cost.entry(name, 0, batch) for name, cost in wholes.items()] for batch in stopwatch.batches}
     heading = f"{device()}, {stopwatch.engine.name}, {stopwatch.engine.precision}, {wholes['unet'].threads} threads"
     return f"{heading}\n{format_table1(table1(entries, peak), peak)}"
