@@ -98,6 +98,7 @@ def profile() -> Command:
 
 def profile_sd15() -> Command:
     """Measure Stable Diffusion v1.5 here: the paper's Table 1."""
+    from snapfusion.progress import log_to_terminal
     from snapfusion.stages.profile import stage
     from snapfusion.stages.profile.engines import Runtime
 
@@ -109,6 +110,7 @@ def profile_sd15() -> Command:
             threads: How many they run on; by default the runtime decides.
             out: Measure every block too, and write table, picture and result.json to this folder.
         """
+        log_to_terminal()
         config = stage.Config(runtime=runtime, threads=threads)
         print(stage.run_sd15(config, out).describe() if out else stage.table1_sd15(config))
 
