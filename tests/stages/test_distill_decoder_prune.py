@@ -8,7 +8,7 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from snapfusion.stages.distill_decoder.prune import better_half, halve
+from snapfusion.stages.distill_decoder.prune import better_half, halve, spread_half
 from snapfusion.stages.distill_decoder.students import half, tiny
 from tiny_autoencoder import KINDS, autoencoder, stable_diffusions
 
@@ -61,6 +61,25 @@ def test_the_better_half_of_every_group_by_hand() -> None:
     assert better_half(strength, 1).tolist() == [4, 5, 6, 7]
     with pytest.raises(ValueError, match="got 8 channels in 8 groups, expected an even number"):
         better_half(strength, 8)
+
+
+def test_the_spread_half_of_every_group_by_hand() -> None:
+    strength = torch.tensor([1.0, 4.0, 3.0, 2.0, 9.0, 0.0, 8.0, 7.0])
+    assert spread_half(strength, 2).tolist() == [0, 1, 4, 5]  # 4 of (4, 3), 1 of (2, 1); 9 of (9, 8), 0 of (7, 0)
+    assert spread_half(strength, 1).tolist() == [1, 2, 4, 5]  # 9 of (9, 8), 4 of (7, 4), 3 of (3, 2), 0 of (1, 0)
+    with pytest.raises(ValueError, match="got 8 channels in 8 groups, expected an even number"):
+        spread_half(strength, 8)
+
+
+def test_what_is_left_of_a_layers_inputs_has_the_norm_of_all() -> None:
+    weights = autoencoder(16, 16).decoder.state_dict()
+    weights["mid_block.resnets.0.conv2.weight"].zero_()  # as some are initialised: stays zero, and finite
+    narrow = halve(weights, 2, "spread")
+    ratio = narrow["conv_out.weight"].norm() / weights["conv_out.weight"].norm()
+    assert ratio == pytest.approx(1.0, rel=1e-5)  # the image keeps its channels, so these are all of its rows
+    assert narrow["mid_block.resnets.0.conv2.weight"].count_nonzero() == 0
+    kept = [(weights["conv_in.bias"] == bias).nonzero().item() for bias in narrow["conv_in.bias"]]
+    assert torch.equal(narrow["conv_in.weight"], weights["conv_in.weight"][kept])  # the latent keeps its channels too
 
 
 def test_random_channels_come_from_the_seed() -> None:

@@ -1,7 +1,8 @@
 """Uniform channel pruning of an `AutoencoderKL`'s decoder: half of the channels of every GroupNorm group go.
 
-The groups stay, each with the better half of its channels, so that every normalisation still gathers its statistics
-over the channels it did, thinned out. Channels that layers hand on to one another are kept or dropped together: the
+The groups stay, each with channels of every strength, so that every normalisation still gathers its statistics over the
+channels it did, thinned out: the strongest alone would move its mean and variance, which all channels are divided by.
+Channels that layers hand on to one another are kept or dropped together: the
 residual stream of a level, which many layers add to and read, is one such set, the inside of every ResNet another. The
 latent and the image keep theirs. Halved widths leave a quarter of weights and multiplications (paper, section 3.3).
 """
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Criterion = Literal["magnitude", "random"]
+Criterion = Literal["spread", "magnitude", "random"]
 
 LATENT, IMAGE = "latent", "image"
 
@@ -38,8 +39,9 @@ class Layer:
 def halve(weights: Mapping[str, Tensor], groups: int, criterion: Criterion, seed: int = 0) -> dict[str, Tensor]:
     """The weights of a decoder of half the widths, out of those of a decoder, both under diffusers' names.
 
-    `groups` is the number of every norm's groups. "magnitude" keeps, in each group, the channels of the largest
-    strength (`strengths`); "random" keeps any, drawn from `seed` and the name of the set: the ablation.
+    `groups` is the number of every norm's groups. "spread" keeps, in each group, channels of every strength
+    (`strengths`) alike; the ablations "magnitude" the strongest, "random" any, drawn from `seed` and the number of the
+    set. What is left of a layer's inputs keeps the norm of all of them.
 
     Raises:
         ValueError: a group has an odd number of channels.
@@ -47,24 +49,38 @@ def halve(weights: Mapping[str, Tensor], groups: int, criterion: Criterion, seed
     layers = list(layers_of(weights))
     kept: dict[str, Tensor | None] = {LATENT: None, IMAGE: None}
     for number, channels in enumerate(dict.fromkeys(layer.writes for layer in layers if layer.writes != IMAGE)):
-        if criterion == "magnitude":
-            strength = strengths(weights, layers, channels)
-        else:
+        if criterion == "random":
             width = len(weights[f"{channels}.weight"])
             strength = torch.from_numpy(np.random.default_rng((seed, number)).random(width))
+        else:
+            strength = strengths(weights, layers, channels)
         normed = any(layer.norm and layer.reads == channels for layer in layers)
-        kept[channels] = better_half(strength, groups if normed else 1)
+        choose = spread_half if criterion == "spread" else better_half
+        kept[channels] = choose(strength, groups if normed else 1)
     return {name: weight for layer in layers for name, weight in narrowed(weights, layer, kept).items()}
 
 
 def better_half(strength: Tensor, groups: int) -> Tensor:
     """The channels, ascending, of the larger half of the strengths `[W]` in each of `groups` runs of equal length."""
+    ranked = by_strength(strength, groups)
+    return ranked[:, : ranked.shape[1] // 2].sort(dim=1).values.flatten()
+
+
+def spread_half(strength: Tensor, groups: int) -> Tensor:
+    """The channels, ascending, of every strength alike: of each two neighbours by strength one, by turns the stronger
+    and the weaker, in each of `groups` runs of equal length."""
+    ranked = by_strength(strength, groups)
+    pairs = torch.arange(ranked.shape[1] // 2)
+    return ranked[:, 2 * pairs + pairs % 2].sort(dim=1).values.flatten()
+
+
+def by_strength(strength: Tensor, groups: int) -> Tensor:
+    """The channels of each group `[groups, W / groups]`, the strongest first."""
     width = len(strength)
     if width % (2 * groups):
         raise ValueError(f"got {width} channels in {groups} groups, expected an even number a group; they stay whole")
-    places = strength.view(groups, -1).argsort(dim=1, descending=True, stable=True)[:, : width // groups // 2]
     firsts = torch.arange(0, width, width // groups)[:, None]
-    return (places + firsts).sort(dim=1).values.flatten()
+    return strength.view(groups, -1).argsort(dim=1, descending=True, stable=True) + firsts
 
 
 def strengths(weights: Mapping[str, Tensor], layers: Collection[Layer], channels: str) -> Tensor:
@@ -95,7 +111,11 @@ def narrowed(weights: Mapping[str, Tensor], layer: Layer, kept: Mapping[str, Ten
     norm = [] if layer.norm is None else [f"{layer.norm}.{kind}" for kind in ("weight", "bias")]
     found = {name: rows(weights[name], layer.reads) for name in norm}
     weight = weights[f"{layer.name}.weight"]
-    found[f"{layer.name}.weight"] = rows(rows(weight, layer.writes).transpose(0, 1), layer.reads).transpose(0, 1)
+    read = rows(weight, layer.writes)
+    fewer = rows(read.transpose(0, 1), layer.reads).transpose(0, 1)
+    # Fewer terms add up to less: what is left of a row of inputs gets the norm that all of it had.
+    gain = 1.0 if kept[layer.reads] is None else read.norm() / fewer.norm().clamp_min(1e-30)
+    found[f"{layer.name}.weight"] = fewer * gain
     found[f"{layer.name}.bias"] = rows(weights[f"{layer.name}.bias"], layer.writes)
     if layer.name.endswith(".to_q"):
         # Attention divides by the root of the width that queries have, and they have half of it.

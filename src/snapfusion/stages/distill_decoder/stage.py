@@ -43,8 +43,8 @@ class Config:
 
     student: Literal["half", "tiny"] = "half"
     """half: the checkpoint's own decoder at half its widths, as in the paper. tiny: AutoencoderTiny's, from nothing."""
-    criterion: Criterion = "magnitude"
-    """Which half of the channels stays: the one whose weights weigh most, or any (to compare with)."""
+    criterion: Criterion = "spread"
+    """Which half of the channels stays: of every strength alike, or (to compare with) the strongest, or any."""
     subset: Literal["core", "full"] = "core"
     """Whose prompts latents are drawn of, where they are a sticker set's: what the base has learned."""
     latents: int = 4000
