@@ -6,7 +6,7 @@
 import errno
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import openvino as ov
@@ -74,7 +74,8 @@ def export_tokenizer(folder: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    models = convert_tokenizer(tokenizer, with_detokenizer=True, truncation=True)
+    both = convert_tokenizer(tokenizer, with_detokenizer=True, truncation=True)
+    models = cast(tuple[ov.Model, ov.Model], both)
     for name, model in zip(("openvino_tokenizer", "openvino_detokenizer"), models, strict=True):
         ov.save_model(model, folder / f"{name}.xml")
 
