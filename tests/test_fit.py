@@ -14,6 +14,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 import tiny_models
 from snapfusion.fit import WHOLE, Fit, FitConfig, Share, fit, learning_rate
@@ -101,8 +102,11 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
 def train_here(folder: Path) -> None:
     """Train in this process, one of several if accelerate says so; leave what it saw and what it came to."""
     losses: list[float] = []
+    held: set[int] = set()  # how many of the weights this process holds between steps
 
     def seen(net: nn.Module, step: int, share: Share) -> torch.Tensor:
+        parts = (w.to_local() if isinstance(w, DTensor) else w for w in net.parameters())
+        held.add(sum(part.numel() for part in parts))
         value = loss(net, step, share)
         losses.append(value.item())
         return value
@@ -111,21 +115,24 @@ def train_here(folder: Path) -> None:
     fit(net, seen, CONFIG, folder / "state")
     rank = PartialState().process_index
     weights = [weight.flatten().tolist() for weight in net.parameters()]
-    (folder / f"{rank}.json").write_text(json.dumps({"losses": losses, "weights": weights}))
+    (folder / f"{rank}.json").write_text(json.dumps({"losses": losses, "weights": weights, "held": max(held)}))
 
 
 @pytest.mark.slow
-def test_two_processes_see_the_losses_of_one_with_twice_the_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shards", [False, True])
+def test_two_processes_see_the_losses_of_one_with_twice_the_batch(tmp_path: Path, shards: bool) -> None:
+    """Each with the whole network (DDP), or with half of every weight (FSDP)."""
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
     train_here(tmp_path / "1")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "ACCELERATE_USE_FSDP": str(int(shards))}
     subprocess.run([*launch, __file__, str(tmp_path / "2")], check=True, timeout=300, env=environment)
     alone, a, b = (json.loads((tmp_path / name).read_text()) for name in ("1/0.json", "2/0.json", "2/1.json"))
     halves = [(x + y) / 2 for x, y in zip(a["losses"], b["losses"], strict=True)]
     assert halves == pytest.approx(alone["losses"], rel=1e-5)
     assert a["losses"] != b["losses"]
+    assert a["held"] + b["held"] == (1 if shards else 2) * alone["held"]
     assert a["weights"] == b["weights"]
     for ours, theirs in zip(a["weights"], alone["weights"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)

@@ -46,15 +46,22 @@ def die_in_the_middle(total: int, batch: int, seed: int, step: int) -> list[int]
     return draw_rows(total, batch, seed, step)
 
 
-def launch(arguments: Sequence[str], *, dies: bool = False) -> None:
+def launch(arguments: Sequence[str], shards: bool, *, dies: bool = False) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "DIES": str(int(dies))}
+    environment = {**os.environ, **on_cpu(shards), "DIES": str(int(dies))}
     done = subprocess.run([*command, *arguments], timeout=300, env=environment, capture_output=True, text=True)
     assert (done.returncode != 0) == dies, done.stderr
 
 
+def on_cpu(shards: bool) -> dict[str, str]:
+    """What `accelerate launch --cpu`, with or without `--use_fsdp`, leaves in the environment."""
+    return {"ACCELERATE_USE_CPU": "1", "ACCELERATE_USE_FSDP": str(int(shards))}
+
+
 @pytest.mark.slow
-def test_two_processes_come_to_the_weights_of_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shards", [False, True])
+def test_two_processes_come_to_the_weights_of_one(tiny_checkpoint: Path, tmp_path: Path, shards: bool) -> None:
+    """Each with the whole network (DDP), or with half of every weight (FSDP)."""
     from snapfusion.tiny import write_judges
 
     write_judges(tmp_path / "weights")
@@ -63,10 +70,10 @@ def test_two_processes_come_to_the_weights_of_one(tiny_checkpoint: Path, tmp_pat
     given = (tiny_checkpoint, prompts, tmp_path / "weights")
     alone = distil(*given, tmp_path / "alone")
     together, killed = tmp_path / "together", tmp_path / "killed"
-    launch([*map(str, given), str(together)])
-    launch([*map(str, given), str(killed)], dies=True)
+    launch([*map(str, given), str(together)], shards)
+    launch([*map(str, given), str(killed)], shards, dies=True)
     assert killed.with_name(f"{killed.name}{PARTIAL}").is_dir()
-    launch([*map(str, given), str(killed)])
+    launch([*map(str, given), str(killed)], shards)
     assert not list(tmp_path.glob(f"*{PARTIAL}"))
 
     weights = [out / "checkpoint" / "vae" / "diffusion_pytorch_model.safetensors" for out in (together, killed)]
@@ -82,12 +89,13 @@ def test_two_processes_come_to_the_weights_of_one(tiny_checkpoint: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_whole_chain_runs_in_two_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shards", [False, True])
+def test_the_whole_chain_runs_in_two_processes(tmp_path: Path, shards: bool) -> None:
     """Both end, the main one with the bundle and the report, whatever order they reach the stages in."""
     run = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--module", "snapfusion", "compress", "--recipe", "tiny", "--out", str(run)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
+    environment = os.environ | on_cpu(shards)
     done = subprocess.run(command, timeout=500, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines() == [str(run / "bundle"), str(run / "report.html")]  # one of them tells

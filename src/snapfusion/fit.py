@@ -21,6 +21,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from snapfusion.fit_shards import allow_on_cpu, asked_for, averaged, hand_back, trained_copy
 from snapfusion.fit_state import STATE, restore, save
 from snapfusion.memory import keep_freed_memory
 from snapfusion.progress import progress
@@ -109,22 +110,22 @@ def fit(
     """
     keep_freed_memory()
     accelerator = begin(config, folder)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
-    ema = EMAModel(model.parameters(), decay=config.ema, use_ema_warmup=True, power=0.75, foreach=True)
-    step = restore(folder / STATE, model, optimizer, ema)
-    ema.to(accelerator.device)
     if config.gradient_checkpointing:
         cast(ModelMixin, model).enable_gradient_checkpointing()
-    prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+    trained = trained_copy(accelerator, model)
+    optimizer = torch.optim.AdamW(
+        trained.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+    prepared, prepared_optimizer = accelerator.prepare(trained, optimizer)
+    ema = EMAModel(trained.parameters(), decay=config.ema, use_ema_warmup=True, power=0.75, foreach=True)
+    step = restore(folder / STATE, trained, optimizer, ema)
 
     started = saved = reported = time.monotonic()
     first, losses, rate, mean, stop, paused = step, [], 0.0, math.nan, False, False
     with progress(config.name, step, config.steps) as show:
         while not (stop or paused or step >= config.steps):
             losses += take_step(accelerator, prepared, prepared_optimizer, loss, step, config)
-            ema.step(model.parameters())
+            ema.step(trained.parameters())
             step += 1
             show(step)
 
@@ -141,18 +142,16 @@ def fit(
                 accelerator.log({"loss": mean, "images_per_second": rate, "lr": learning_rate(step, config)}, step)
                 first, losses, reported = step, [], now
             if save_due:
-                save(accelerator, folder / STATE, step, model, optimizer, ema)
+                save(accelerator, folder / STATE, step, trained, optimizer, ema)
                 saved = time.monotonic()
             if observe is not None and step % observe_steps == 0:
-                ema.store(model.parameters())
-                ema.copy_to(model.parameters())
-                (stop,) = agreed(accelerator, accelerator.is_main_process and observe(step, model))
-                ema.restore(model.parameters())
+                with averaged(model, trained, ema, accelerator.device):
+                    (stop,) = agreed(accelerator, accelerator.is_main_process and observe(step, model))
 
     if losses:
         mean = finite_mean(accelerator, losses, step, folder)
-    save(accelerator, folder / STATE, step, model, optimizer, ema)
-    ema.copy_to(model.parameters())
+    save(accelerator, folder / STATE, step, trained, optimizer, ema)
+    hand_back(model, ema, accelerator.device)
     end(accelerator)
     if paused and not stop and step < config.steps:
         raise PausedError(f"{config.name} paused at step {step} of {config.steps}; run the same command to go on")
@@ -172,7 +171,9 @@ def begin(config: FitConfig, folder: Path) -> Accelerator:
         log_with=config.tracker,
         project_dir=str(folder.parent / CURVES / folder.name),  # `folder` goes when its stage is done
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.skips_blocks)],
+        fsdp_plugin=(shards := asked_for()),
     )
+    allow_on_cpu(accelerator, shards, config.precision)
     if config.batch % (shares := config.accumulate * accelerator.num_processes):
         raise ValueError(f"got a batch of {config.batch}, expected one that divides into {shares} equal shares")
     accelerator.init_trackers("snapfusion")
