@@ -34,6 +34,7 @@ ROWS = (
     {"checkpoint"},
     {"fit", "metrics", "data", "model", "diffusion", "picture_file"},
     {"fit_state"},
+    {"fit_shards"},
     {"tokens", "weights", "stage_folder", "progress", "memory"},
     {"json_file", "processes"},
 )
