@@ -127,7 +127,6 @@ def fit(
             losses += take_step(accelerator, prepared, prepared_optimizer, loss, step, config)
             ema.step(trained.parameters())
             step += 1
-            show(step)
 
             now = time.monotonic()
             save_due, paused = agreed(
@@ -141,6 +140,8 @@ def fit(
                 show(step, mean, rate)
                 accelerator.log({"loss": mean, "images_per_second": rate, "lr": learning_rate(step, config)}, step)
                 first, losses, reported = step, [], now
+            else:
+                show(step)
             if save_due:
                 save(accelerator, folder / STATE, step, trained, optimizer, ema)
                 saved = time.monotonic()

@@ -41,6 +41,7 @@ def export() -> Command:
 
     from snapfusion.convert import as_folder
     from snapfusion.lora import parsed
+    from snapfusion.progress import log_to_terminal
     from snapfusion.stages.export import stage
 
     def command(
@@ -59,6 +60,7 @@ def export() -> Command:
             decoder: A checkpoint whose image decoder is packed in place of this one's, such as a distilled one.
             lora: FILE or FILE:SCALE, merged before anything else. Can be given several times.
         """
+        log_to_terminal()
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
             folder = as_folder(checkpoint, parsed(lora), Path(work) / "checkpoint")

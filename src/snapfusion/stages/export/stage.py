@@ -1,6 +1,7 @@
 """A checkpoint to a bundle: convert the three networks, hold them against torch, seal what passes."""
 
 import json
+import logging
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -38,6 +39,8 @@ from snapfusion.stages.export.modules import modules
 from snapfusion.stages.export.parity import check, measure
 from snapfusion.stages.export.shift import moved, search
 from snapfusion.tokens import tokenize, write_tokenizer
+
+log = logging.getLogger(__name__)
 
 STEPS = 50  # of a checkpoint that was distilled for none
 LARGEST_ONNX = 2**31  # bytes of weights in a file: protobuf's limit, which NNCF's copy of the graph runs into
@@ -95,9 +98,11 @@ def _pack(config: Config, manifest: Manifest, checkpoint: Path, decoder: Path, o
     if any("w8a8" in stored.values() for stored in manifest.runtimes.values()):
         _refuse_too_large(loaded, manifest)
         bundle = bundle_in(out, manifest)
+        log.info("drawing what w8a8 is calibrated by")
         calibration = calibrations(record(bundle, right), config.w8a8_db)
     for runtime in manifest.runtimes:
         for part in PARTS:
+            log.info("%s: %s, %s", runtime, part, manifest.runtimes[runtime][part])
             _convert(config, runtime, part, loaded, calibration.get(part), out)
     if config.genai:
         openvino.export_tokenizer(out / "tokenizer")
@@ -133,6 +138,7 @@ def _measure(config: Config, out: Path, runtime: Runtime, right: Networks) -> di
     """How far one runtime's networks are from torch, and what they take. Raises `ValueError` where it is too far."""
     if not draws_here(runtime):
         return {"not_run": missing(runtime), **{part: {"bytes": size_of(out / part, runtime, part)} for part in PARTS}}
+    log.info("%s: held against torch, %d pictures", runtime, len(config.prompts))
     bundle = read_bundle(out, runtime)
     pictures = [one for prompt in config.prompts for one in settings_for(bundle, prompt, seed=0)]
     parity = measure(bundle, open_networks(bundle, config.guidance != 1), right, pictures)
