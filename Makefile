@@ -1,4 +1,4 @@
-# make demo    a picture from a prompt, drawn by the light install:  make demo PROMPT="a blue whale, flat" OUT=whale.png
+# make demo    a picture from a prompt, drawn by the light install:  make demo PROMPT="a green apple, cartoon" OUT=apple.png
 # make test    every test                                            (what a change must pass: make check test)
 # make test-engines    the engines that bring more than a test of every day should: a venv of its own, then their tests
 # make check   formatting, lint, types

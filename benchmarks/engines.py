@@ -1,8 +1,8 @@
 """What each engine and precision costs, side by side in one run: milliseconds, size, nearness to torch.
 
-    snapfusion export models/stickers-base --out /tmp/bf16 --precision fp16
-    snapfusion export models/stickers-base --out /tmp/w8a8 --precision w8a8
-    python benchmarks/engines.py /tmp/bf16 /tmp/w8a8 [--runs 20] [--threads 2] [--json FILE]
+    snapfusion export models/stickers-base --out runs/bf16 --precision fp16
+    snapfusion export models/stickers-base --out runs/w8a8 --precision w8a8
+    python benchmarks/engines.py runs/bf16 runs/w8a8 [--runs 20] [--threads 2] [--json FILE]
 
 A row for each part of each runtime that a bundle holds and that is installed. They are called in turns, so that what
 slows the machine down slows all; medians after one call that does not count, with the range of the middle half, and

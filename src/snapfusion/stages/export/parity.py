@@ -13,7 +13,7 @@ from snapfusion.generate import generate
 from snapfusion.runtimes.quantisation import psnr
 from snapfusion.settings import Settings
 
-FLOORS_DB = {"fp32": 35.0, "fp16": 35.0, "bf16": 35.0, "int8": 28.0, "w8a8": 28.0}
+FLOORS_DB = {"fp32": 35.0, "fp16": 35.0, "bf16": 35.0, "int8": 28.0, "w8a8": 28.0, "palette6": 28.0}
 """For one network, by how its weights are stored; it computes in bfloat16 where runtime and CPU can."""
 PICTURE_FLOOR_DB = 30.0
 ROUNDED_PICTURE_FLOOR_DB = 20.0
