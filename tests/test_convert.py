@@ -75,6 +75,12 @@ def test_a_folder_is_made_once_for_the_stages(tiny_sd_checkpoint: Path, tmp_path
     written = (made / UNET).stat().st_mtime_ns
     assert as_folder(tiny_sd_checkpoint, [Lora(lora, 0.5)], tmp_path / "work") == made
     assert (made / UNET).stat().st_mtime_ns == written
+    killed = tmp_path / "killed.partial"
+    shutil.copytree(tmp_path / "work", killed)  # what a kill leaves between the last weights and the stage's end
+    (killed / "result.json").unlink()
+    (killed / "source.json").write_text(json.dumps(json.loads((tmp_path / "work/result.json").read_text())["source"]))
+    again = as_folder(tiny_sd_checkpoint, [Lora(lora, 0.5)], tmp_path / "killed")
+    assert (again / UNET).read_bytes() == (made / UNET).read_bytes()
     with pytest.raises(ValueError, match=r"made with scales \[0\.5\], expected \[1\.0\]; remove it"):
         as_folder(tiny_sd_checkpoint, [Lora(lora)], tmp_path / "work")
 

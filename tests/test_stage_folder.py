@@ -67,6 +67,15 @@ def test_a_stopped_stage_of_another_config_is_refused(tmp_path: Path) -> None:
         run_in_folder(tmp_path / "s", Config(widths=(1,)), INPUTS, counting([]))
 
 
+def test_what_refused_its_input_before_it_began_leaves_the_folder_to_the_next(tmp_path: Path) -> None:
+    def refuse(folder: Path) -> dict[str, float]:
+        raise ValueError("got 7 steps, expected a divisor of 8")
+
+    with pytest.raises(ValueError, match="got 7 steps"):
+        run_in_folder(tmp_path / "s", Config(steps=7), INPUTS, refuse)
+    assert run_in_folder(tmp_path / "s", Config(steps=8), INPUTS, lambda folder: {"steps": 8}) == {"steps": 8}
+
+
 def run_and_die(out: Path, moment: int) -> bool:
     """Run a stage in a child that is killed when it turns to the file system for the `moment`-th time; did it live?"""
     child = os.fork()

@@ -1,6 +1,7 @@
 """Checkpoints as people have them: a folder, a single file or a hub's name, with LoRAs, from one form to another."""
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,15 +64,17 @@ def as_folder(given: Path, loras: Sequence[Lora], work: Path) -> Path:
     found = find(given)
     if found.is_dir() and not loras:
         return found
+    name = found.resolve().name.partition(".")[0] or "checkpoint"
     inputs = {"checkpoint": hash_of(found) if found.is_dir() else hash_of_file(found)}
     inputs |= {f"lora {place}": hash_of_file(lora.file) for place, lora in enumerate(loras, 1) if lora.file.is_file()}
 
     def make(folder: Path) -> dict[str, Any]:
-        return {"said": convert(found, folder / found.stem, loras)[:-1]}
+        shutil.rmtree(folder / name, ignore_errors=True)  # what a kill left
+        return {"said": convert(found, folder / name, loras)[:-1]}
 
     for line in run_in_folder(work, Config(tuple(lora.scale for lora in loras)), inputs, make)["said"]:
         print(line)
-    return work / found.stem
+    return work / name
 
 
 def find(given: Path) -> Path:

@@ -2,8 +2,9 @@
 
 It knows neither network nor data. A loss is a function `loss(model, step, share) -> scalar tensor`: it draws the batch
 of that step from (seed, step) and takes the mean over the rows of its share. So the run holds no random state, a run
-that was killed and started again computes what an undisturbed one computes, and neither the number of processes nor
-accumulation changes what it comes to.
+that was killed and started again computes what an undisturbed one computes. Neither the number of processes nor
+accumulation changes what a mean over rows comes to; a loss that divides by a mean (Eq. 11's gamma) does so share by
+share.
 """
 
 import math
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from snapfusion.fit_shards import allow_on_cpu, asked_for, averaged, hand_back, trained_copy
 from snapfusion.fit_state import STATE, restore, save
 from snapfusion.memory import keep_freed_memory
+from snapfusion.processes import on_cpu
 from snapfusion.progress import progress
 from snapfusion.stage_folder import CURVES, PausedError
 
@@ -159,6 +161,11 @@ def fit(
     return Fit(step, mean, rate)
 
 
+def device_of_run() -> torch.device:
+    """Where all that trains computes: a GPU of CUDA's; the CPU if there is none, or accelerate was told to leave it."""
+    return torch.device("cpu" if on_cpu() else "cuda")
+
+
 def begin(config: FitConfig, folder: Path) -> Accelerator:
     """accelerate, with its tracker started."""
     trackers = [name for name in LoggerType.list() if name != "all"]
@@ -167,6 +174,7 @@ def begin(config: FitConfig, folder: Path) -> Accelerator:
     # accelerate holds a process to the precision of its first training; here every training names its own.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
+        cpu=on_cpu(),  # where data and teachers are too; accelerate's own choice might be a third device
         mixed_precision=config.precision,
         gradient_accumulation_steps=config.accumulate,
         log_with=config.tracker,
@@ -186,6 +194,7 @@ def end(accelerator: Accelerator) -> None:
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.wait_for_everyone()
+    accelerator.free_memory()  # of a GPU: the next stage needs it
 
 
 def take_step(

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from snapfusion.data.colours import HUES, colour_of, recolour
-from snapfusion.data.pairs import Pair, load_index, read_images
+from snapfusion.data.pairs import Pair, hash_of_set, load_index, read_images
 from snapfusion.data.prompts import caption, prompt_of
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.model.text import TextEncoder
@@ -159,15 +159,16 @@ def encode_images(images: NDArray[np.uint8], vae: PatchAutoencoderKL) -> Tensor:
 @torch.inference_mode()
 def encode_prompts(prompts: list[str], encoders: Encoders) -> Tensor:
     """Embeddings of prompts: `[M, L, D]` float16."""
-    embeddings, text_encoder = [], encoders.text_encoder
+    text_encoder = encoders.text_encoder
+    embeddings = torch.empty(len(prompts), encoders.length, text_encoder.width, dtype=torch.half)
     with progress("captions", 0, len(prompts)) as show:
         for start in range(0, len(prompts), 4 * BATCH):
             tokens, _ = tokenize(encoders.tokenizer, part := prompts[start : start + 4 * BATCH], encoders.length)
             with torch.autocast(text_encoder.model.device.type, torch.bfloat16):
                 embedding = text_encoder(torch.from_numpy(tokens).to(text_encoder.model.device))
-            embeddings.append(embedding.half().cpu())
+            embeddings[start : start + len(part)] = embedding
             show(start + len(part))
-    return torch.cat(embeddings)
+    return embeddings
 
 
 def fingerprint(pairs: list[Pair], vae: PatchAutoencoderKL, variants: int, seed: int) -> str:
@@ -207,7 +208,7 @@ def load_or_build(
 
     Without `augment` there are no recoloured copies: so for held-out pictures.
     """
-    wanted = fingerprint(pairs, encoders.vae, variants, seed) + f"-{augment}"
+    wanted = f"{fingerprint(pairs, encoders.vae, variants, seed)}-{hash_of_set(data)}-{augment}"
     if (cache := _load(path, wanted, encoders)) is not None:
         return cache
     rows, words, both = _encoded(data, pairs, encoders.vae, seed if augment else None)

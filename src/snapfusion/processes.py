@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar, cast
 
 Result = TypeVar("Result")
+PATIENCE = timedelta(days=1)
 
 _alone = False
 
@@ -32,13 +34,22 @@ def go_on_alone() -> None:
     _alone = True
 
 
+def on_cpu() -> bool:
+    """Whether training is for the CPU: there is no GPU of CUDA's, or `accelerate launch --cpu` said so."""
+    import torch  # what draws pictures has none
+    from accelerate.utils import parse_flag_from_env
+
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+
+
 def meet() -> None:
     """Wait until all of them are here."""
     if count() > 1:
         from accelerate.state import PartialState  # what draws pictures has none, and is one process
-        from accelerate.utils import parse_flag_from_env
 
-        PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).wait_for_everyone()  # as an `Accelerator` begins
+        # Begun as an `Accelerator` begins it, and with more patience than the ten minutes that a GPU's process has:
+        # the main one measures a device, or builds a set, while the others wait.
+        PartialState(cpu=on_cpu(), timeout=PATIENCE).wait_for_everyone()
 
 
 def main_first(work: Callable[[], Result]) -> Result:

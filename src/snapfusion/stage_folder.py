@@ -73,7 +73,12 @@ def _by_itself(out: Path, source: dict[str, Any], work: Callable[[Path], Mapping
     if out.exists():
         return _finished(out, source)
     partial = _begun(out, source)
-    return _done(partial, out, source, _worked(work, partial))
+    try:
+        return _done(partial, out, source, _worked(work, partial))
+    except ValueError:
+        if [entry.name for entry in partial.iterdir()] == [SOURCE]:
+            shutil.rmtree(partial)  # nothing was begun, so the corrected command may have the folder
+        raise
 
 
 def _together(out: Path, source: dict[str, Any], work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:

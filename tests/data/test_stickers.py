@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from snapfusion.data.concepts import Concept
-from snapfusion.data.pairs import load_index, read_images
+from snapfusion.data.pairs import hash_of_set, load_index, read_images
 from snapfusion.data.stickers import build, render, split_of, split_pairs
 from snapfusion.data.styles import HANDS
 from tiny_stickers import THINGS, tiny_packages
@@ -71,6 +71,21 @@ def test_a_drawing_in_pixels_fills_a_picture_of_any_size(side: int) -> None:
 def test_a_folder_without_a_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="snapfusion data stickers"):
         load_index(tmp_path)
+
+
+@pytest.mark.parametrize("row", ['{"key": "a", ', '{"key": "a"}', '{"key": "a", "tags": [], "hue": 1}', "[]"])
+def test_rows_of_no_set_are_refused_by_name(tmp_path: Path, row: str) -> None:
+    (tmp_path / "index.jsonl").write_text(row)
+    with pytest.raises(ValueError, match=r"got .*index\.jsonl with rows of no set .*; build it again"):
+        load_index(tmp_path)
+
+
+def test_a_set_of_the_same_rows_and_larger_pictures_is_another_set(packages: Path, tmp_path: Path) -> None:
+    small, same, large = (
+        build(tmp_path / name, side, cache=packages) for name, side in (("a", 32), ("b", 32), ("c", 64))
+    )
+    assert (small / "index.jsonl").read_bytes() == (large / "index.jsonl").read_bytes()
+    assert hash_of_set(small) == hash_of_set(same) != hash_of_set(large)
 
 
 def test_no_held_out_picture_has_one_of_its_group_in_train() -> None:

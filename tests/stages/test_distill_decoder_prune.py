@@ -8,7 +8,7 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from snapfusion.stages.distill_decoder.prune import better_half, halve, spread_half
+from snapfusion.stages.distill_decoder.prune import Criterion, better_half, halve, spread_half
 from snapfusion.stages.distill_decoder.students import half, tiny
 from tiny_autoencoder import KINDS, autoencoder, stable_diffusions
 
@@ -53,6 +53,15 @@ def test_channels_that_nobody_reads_go_and_the_function_stays(kind: str) -> None
         by_chance = half(wide, "random", seed=0).decode(latent).sample
     assert (by_chance - expected).std() > 0.1 * expected.std()
     assert drawn.shape == (2, 3, 16 * narrow.patch_size, 16 * narrow.patch_size)
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "spread", "random"])
+def test_a_decoder_is_pruned_on_the_device_where_it_lies(criterion: Criterion) -> None:
+    """ "meta" is a device that refuses what lies elsewhere, as a GPU does."""
+    weights = {name: weight.to("meta") for name, weight in autoencoder(16, 32, 32).decoder.state_dict().items()}
+    halved = halve(weights, 2, criterion)
+    assert {weight.device.type for weight in halved.values()} == {"meta"}
+    assert len(halved["conv_in.weight"]) == len(weights["conv_in.weight"]) // 2
 
 
 def test_the_better_half_of_every_group_by_hand() -> None:

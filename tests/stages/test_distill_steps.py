@@ -290,11 +290,15 @@ def test_a_teacher_that_cannot_teach_is_refused(change: str, message: str) -> No
         ("steps", 0),
         ("gamma", math.nan),
         ("timestep shift", 0.0),
+        ("--batch", 0),
+        ("--accumulate", 0),
+        ("--observe-steps", 0),
+        ("--images", 31),
     ],
 )
 def test_an_impossible_config_is_refused(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"got {field} "):
-        Config(**{field.replace(" ", "_"): value})
+        Config(**{field.removeprefix("--").replace(" ", "_").replace("-", "_"): value})
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -290,5 +290,5 @@ def test_the_search_cannot_reach_the_judge_that_reports() -> None:
 
 def test_the_command_says_in_one_line_what_it_misses(capsys: pytest.CaptureFixture[str], table: Path) -> None:
     assert cli.main(["evolve", "--table", str(table), "--budget-ms", "20"]) == 2
-    expected = "snapfusion: expected a checkpoint, --data and --out, or --price-only and --scores"
+    expected = "snapfusion: got too little, expected a checkpoint, --data and --out, or --price-only and --scores"
     assert capsys.readouterr().err.startswith(expected)

@@ -105,7 +105,7 @@ def evolve() -> Command:
             log_to_terminal()
             tell(stage.run(config, checkpoint, table, data, out).describe())
         else:
-            raise ValueError("expected a checkpoint, --data and --out, or --price-only and --scores")
+            raise ValueError("got too little, expected a checkpoint, --data and --out, or --price-only and --scores")
 
     return command
 

@@ -1,5 +1,6 @@
 """Pictures with captions, read back from a built set (`stickers.py`, `collect.py`)."""
 
+import hashlib
 import io
 import json
 import tarfile
@@ -45,10 +46,21 @@ def load_index(folder: Path, core: bool = False) -> list[Pair]:
         raise ValueError(
             f"got {folder} without {INDEX}, expected a sticker set; build one: snapfusion data stickers --out {folder}"
         )
-    with index.open() as lines:
-        rows = [json.loads(line) for line in lines]
-    pairs = [Pair(**{**row, "tags": tuple(row["tags"])}) for row in rows]
+    try:
+        with index.open(encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
+        pairs = [Pair(**{**row, "tags": tuple(row["tags"])}) for row in rows]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"got {index} with rows of no set ({error}), expected this version's; build it again"
+        ) from error
     return [pair for pair in pairs if pair.core] if core else pairs
+
+
+def hash_of_set(folder: Path) -> str:
+    """SHA-256 of a built set's rows and of the sizes of its shards: the same rows may have other pictures."""
+    sizes = {file.name: file.stat().st_size for file in sorted((folder / "shards").glob("*.tar"))}
+    return hashlib.sha256((folder / INDEX).read_bytes() + json.dumps(sizes).encode()).hexdigest()
 
 
 def read_images(folder: Path, pairs: Sequence[Pair]) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self, cast
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention import AttentionMixin
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
@@ -38,8 +39,7 @@ class ElasticUNet(ModelMixin, AttentionMixin, ConfigMixin):
     attention_head_dim); the other arguments mean what they mean in `UNet2DConditionModel`. The defaults are Stable
     Diffusion v1.5's. config.json holds the architecture as JSON.
 
-    For training in bf16 on a CPU call `unet.set_attn_processor(AttnProcessor())` with diffusers' class: the backward
-    pass of plain matrix products is faster there than that of fused attention.
+    Train what `for_training` returns.
     """
 
     _supports_gradient_checkpointing = True
@@ -179,6 +179,16 @@ class ElasticUNet(ModelMixin, AttentionMixin, ConfigMixin):
                 hidden = upsampler(hidden, None if even else skips[-1].shape[-2:])
         prediction = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
+
+    def for_training(self) -> Self:
+        """The network in training mode, where it lies; on a CPU with attention as plain matrix products.
+
+        Their backward pass in bf16 is faster there than that of fused attention. A GPU, which is the other way about,
+        would have to hold every row of scores.
+        """
+        if self.device.type == "cpu":
+            self.set_attn_processor(AttnProcessor())
+        return self.train()
 
     def evolve(self, architecture: Architecture, start: Literal["identity", "same"] = "identity") -> Self:
         """The network of another architecture, with a copy of this one's weights.

@@ -70,7 +70,7 @@ def spread_half(strength: Tensor, groups: int) -> Tensor:
     """The channels, ascending, of every strength alike: of each two neighbours by strength one, by turns the stronger
     and the weaker, in each of `groups` runs of equal length."""
     ranked = by_strength(strength, groups)
-    pairs = torch.arange(ranked.shape[1] // 2)
+    pairs = torch.arange(ranked.shape[1] // 2, device=ranked.device)
     return ranked[:, 2 * pairs + pairs % 2].sort(dim=1).values.flatten()
 
 
@@ -79,7 +79,7 @@ def by_strength(strength: Tensor, groups: int) -> Tensor:
     width = len(strength)
     if width % (2 * groups):
         raise ValueError(f"got {width} channels in {groups} groups, expected an even number a group; they stay whole")
-    firsts = torch.arange(0, width, width // groups)[:, None]
+    firsts = torch.arange(0, width, width // groups, device=strength.device)[:, None]
     return strength.view(groups, -1).argsort(dim=1, descending=True, stable=True) + firsts
 
 

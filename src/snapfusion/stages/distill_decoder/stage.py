@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from snapfusion.checkpoint import Checkpoint, hash_of, load_checkpoint, load_vae, save_checkpoint
-from snapfusion.fit import FitConfig, Share, fit
+from snapfusion.fit import FitConfig, Share, device_of_run, fit
 from snapfusion.json_file import write_json
 from snapfusion.metrics.lpips import load_lpips
 from snapfusion.model.decoder import PatchAutoencoderKL
@@ -31,7 +31,6 @@ DRAWS = ("tokenizer", "text_encoder", "unet", "scheduler")
 LICENCES = "licences.json"
 FIT, TARGETS = "fit", "targets"
 """What the training leaves in the stage's folder until it is done."""
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FREE = ("max_seconds", "accumulate", "gradient_checkpointing", "tracker")
 """What may change from one call to the next."""
 Network = TypeVar("Network", bound=nn.Module)
@@ -174,7 +173,7 @@ def train(
 ) -> PatchAutoencoderKL:
     """A student whose decoder draws what the teacher's draws of `latents` `[N, C, h, w]`; nothing else of it moves."""
     student = placed(begin(config, teacher)).requires_grad_(False)
-    decoder = student.decoder.requires_grad_(True).train()
+    decoder, device = student.decoder.requires_grad_(True).train(), device_of_run()
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     lpips = placed(load_lpips(cache=cache)) if config.lpips_weight else None
@@ -184,8 +183,8 @@ def train(
 
     def loss(prepared: nn.Module, step: int, share: Share) -> Tensor:
         rows = draw_rows(len(latents), config.batch, config.seed, step)[share.rows]
-        target = targets[rows].to(DEVICE)
-        image = image_of(prepared, student, latents[rows].float().to(DEVICE))
+        target = targets[rows].to(device)
+        image = image_of(prepared, student, latents[rows].float().to(device))
         distance = distillation_loss(image, target)
         if lpips is not None:
             distance = distance + config.lpips_weight * seen_distance(image, target, lpips, config.seed, step)
@@ -243,5 +242,5 @@ def narrowest(base: Checkpoint) -> torch.dtype:
 
 def placed(network: Network) -> Network:
     """The network, moved to where this process computes."""
-    nn.Module.to(network, DEVICE)
+    nn.Module.to(network, device_of_run())
     return network

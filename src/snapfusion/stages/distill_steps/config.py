@@ -43,6 +43,13 @@ class Training:
     max_seconds: float = math.inf
     """Stop cleanly after this long; the same command goes on."""
 
+    def __post_init__(self) -> None:
+        for name in ("batch", "accumulate", "variants", "observe_steps"):
+            if (got := getattr(self, name)) < 1:
+                raise ValueError(f"got --{name.replace('_', '-')} {got}, expected at least 1")
+        if self.images < self.batch:
+            raise ValueError(f"got --images {self.images}, expected at least a batch of {self.batch}")
+
     @property
     def steps_of_training(self) -> int:
         """How often the weights are moved."""
@@ -82,6 +89,7 @@ class Config(Training):
     """Where the student's steps are: above 1, more of them where there is more noise. The paper's are evenly spread."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = self.guidance
         for name, got, right, expected in (
             ("steps", self.steps, self.steps >= 1, "at least 1"),

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
 from snapfusion.checkpoint import Checkpoint, hash_of, load_unet, save_checkpoint
-from snapfusion.data.pairs import INDEX
-from snapfusion.fit import Loss, fit
+from snapfusion.data.pairs import hash_of_set
+from snapfusion.fit import Loss, device_of_run, fit
 from snapfusion.json_file import write_json
 from snapfusion.latents import Cache, Encoders, load_caches, train_and_cells
 from snapfusion.model.unet import ElasticUNet
-from snapfusion.stage_folder import TIMINGS, hash_of_file
+from snapfusion.processes import main_first
+from snapfusion.stage_folder import TIMINGS
 from snapfusion.stages.distill_steps.config import Training
 
 CHECKPOINT, LICENCES = "checkpoint", "licences.json"
@@ -27,12 +27,7 @@ Measure = Callable[[nn.Module], dict[str, float]]
 def inputs(data: Path, **checkpoints: Path) -> dict[str, str]:
     """What a run depends on, as hashes. Raises `ValueError` where `data` holds no set."""
     train_and_cells(data, core=False)
-    return {"data": hash_of_file(data / INDEX)} | {name: hash_of(folder) for name, folder in checkpoints.items()}
-
-
-def device_of_run() -> torch.device:
-    """The first GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {"data": hash_of_set(data)} | {name: hash_of(folder) for name, folder in checkpoints.items()}
 
 
 def read_caches(config: Training, checkpoint: Checkpoint, data: Path, folder: Path) -> tuple[Cache, Cache]:
@@ -41,7 +36,8 @@ def read_caches(config: Training, checkpoint: Checkpoint, data: Path, folder: Pa
     for encoder in (checkpoint.vae, checkpoint.text_encoder):
         encoder.requires_grad_(False).to(device)  # pyright: ignore[reportArgumentType]
     encoders = Encoders(checkpoint.vae, checkpoint.text_encoder, checkpoint.tokenizer, checkpoint.length)
-    train, cells = load_caches(folder, data, config.subset == "core", encoders, config.variants, config.seed)
+    given = (folder, data, config.subset == "core", encoders, config.variants, config.seed)
+    train, cells = main_first(lambda: load_caches(*given))
     return train.to(device), cells.to(device)
 
 
@@ -55,9 +51,7 @@ def train_checkpoint(
     """
     written = folder / CHECKPOINT
     if not (written / "model_index.json").is_file():
-        unet = checkpoint.unet.train()
-        if device_of_run().type == "cpu":  # see `ElasticUNet`
-            unet.set_attn_processor(AttnProcessor())
+        unet = checkpoint.unet.for_training()
         observe = _recorder(folder / "history.jsonl", measure)
         fitted = fit(unet, loss, config.fit_config(name), folder / "fit", observe, config.observe_steps)
         save_checkpoint(checkpoint, written, torch.float16)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 
 from snapfusion.checkpoint import hash_of
-from snapfusion.data.pairs import INDEX, load_index
+from snapfusion.data.pairs import hash_of_set, load_index
 from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.stage_folder import hash_of_file
 from snapfusion.stages.evaluate.coco import Reference, choose_captions, pictures_of
@@ -91,7 +91,7 @@ def inputs_of(config: Config, sources: Sources) -> dict[str, str]:
             if sources.data is None:
                 raise ValueError(f"got protocol {name} and no --data, expected a built sticker set")
             load_index(sources.data)  # refuses what is no set
-            inputs["data"] = hash_of_file(sources.data / INDEX)
+            inputs["data"] = hash_of_set(sources.data)
         elif sources.captions is None or sources.pictures is None:
             raise ValueError(f"got protocol {name}, expected --captions FILE and --pictures FOLDER with it")
         elif "captions" not in inputs:

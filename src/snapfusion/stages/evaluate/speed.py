@@ -45,8 +45,8 @@ DRAW_ONCE = """
 import sys
 from pathlib import Path
 from snapfusion.stages.evaluate.speed import draw_once
-folder, steps, scheduler, guidance, prompt, seed = sys.argv[1:]
-draw_once(Path(folder), int(steps), scheduler, float(guidance), prompt, int(seed))
+folder, device, steps, scheduler, guidance, prompt, seed = sys.argv[1:]
+draw_once(Path(folder), device, int(steps), scheduler, float(guidance), prompt, int(seed))
 """
 
 
@@ -117,7 +117,7 @@ def _torch_parts(checkpoint: Checkpoint, prompts: list[str]) -> dict[str, Callab
     latents = torch.zeros(len(prompts), *latent_shape(checkpoint), device=unet.device)
     without_gradients = torch.no_grad()
     return {
-        "text_encoder": lambda: embed(checkpoint, prompts),
+        "text_encoder": lambda: embed(checkpoint, prompts).cpu(),
         "unet": without_gradients(lambda: unet(latents, 1, embedding).sample.cpu()),  # waits for a device
         "vae_decoder": lambda: decode(vae, latents[:1]).cpu(),
     }
@@ -144,7 +144,9 @@ def cold_command(model: Model, request: Request, guidance: float) -> list[str]:
     """The command of a process that draws one picture: `snapfusion generate`, or the same of a checkpoint in torch."""
     folder, steps, seed = str(model.folder.resolve()), str(model.steps), str(request.seed)
     if isinstance(model.opened, Checkpoint):
-        return [sys.executable, "-c", DRAW_ONCE, folder, steps, model.scheduler, str(guidance), request.prompt, seed]
+        device = model.opened.unet.device.type
+        asked = [steps, model.scheduler, str(guidance), request.prompt, seed]
+        return [sys.executable, "-c", DRAW_ONCE, folder, device, *asked]
     flags = ["--bundle", folder, "--steps", steps, "--guidance", str(guidance), "--seed", seed]
     flags += ["--scheduler", model.scheduler, "--quiet"]
     return [sys.executable, "-m", "snapfusion", "generate", request.prompt, *flags]
@@ -163,9 +165,11 @@ def time_a_process(command: Sequence[str]) -> tuple[float, int]:
     return told["seconds"], told["bytes"]
 
 
-def draw_once(folder: Path, steps: int, scheduler: Scheduler, guidance: float, prompt: str, seed: int) -> None:
+def draw_once(
+    folder: Path, device: str, steps: int, scheduler: Scheduler, guidance: float, prompt: str, seed: int
+) -> None:
     """What a cold process does with a checkpoint."""
-    next(iter(open_model(folder, steps, scheduler=scheduler).draw([prompt], [seed], guidance)))
+    next(iter(open_model(folder, steps, device=device, scheduler=scheduler).draw([prompt], [seed], guidance)))
 
 
 def _spread(values: Sequence[float], scale: float = 1) -> Spread:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from snapfusion.denoising import Batch, weighted_error
@@ -77,9 +76,8 @@ def finetune(
     student: ElasticUNet, base: ElasticUNet, data: Data, weights: Distillation, config: FitConfig, folder: Path
 ) -> Fit:
     """Train `student` in place; it is done once, and goes on after a kill: see `fit`."""
-    student.set_attn_processor(AttnProcessor())  # its backward pass is the fast one on a CPU
     base.requires_grad_(False).eval()
-    student.train()
+    student.for_training()
 
     def loss(prepared: nn.Module, step: int, share: Share) -> Tensor:
         return finetuning_loss(prepared, base, data.draw(step, share), weights)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from snapfusion.denoising import Batch, draw_batch, weighted_error
@@ -124,9 +123,8 @@ def train_robustly(
     Blocks that a step leaves out get no gradient in it, which DDP has to be told: `fit.skips_blocks`.
     """
     assert schooling.fit.skips_blocks
-    unet.set_attn_processor(AttnProcessor())  # its backward pass is the fast one on a CPU
     base.requires_grad_(False).eval()
-    unet.train()
+    unet.for_training()
     skip, first = schooling.skip, schooling.steps_before(number)
 
     def loss(prepared: nn.Module, step: int, share: Share) -> Tensor:

@@ -4,13 +4,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from snapfusion.bench import open_bench
 from snapfusion.checkpoint import Checkpoint, load_checkpoint
 from snapfusion.data.choice import chosen
 from snapfusion.data.pairs import load_index
 from snapfusion.denoising import draw_batch
+from snapfusion.fit import device_of_run
 from snapfusion.json_file import read_json, write_json
 from snapfusion.latents import Cache, Encoders, load_caches
 from snapfusion.metrics import judge_a
@@ -70,7 +69,7 @@ def prepare(config: Config, sources: Sources, goal: Goal, folder: Path) -> Setti
     """Load the base, cache its latents in `folder / "cache"`, open the judge, and see how good the base is."""
     deadline = time.monotonic() + config.max_seconds
     base = load_checkpoint(sources.checkpoint)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of_run()
     for network in (base.text_encoder, base.unet, base.vae):
         network.to(device).requires_grad_(False)  # pyright: ignore[reportArgumentType]
     train, held_out = load_latents(config, base, sources.data, folder / CACHE)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from snapfusion.checkpoint import hash_of, load_unet
-from snapfusion.data.pairs import INDEX
+from snapfusion.data.pairs import hash_of_set
 from snapfusion.latents import train_and_cells
 from snapfusion.metrics.estimate import Estimate
 from snapfusion.model.architecture import Architecture
@@ -66,7 +66,7 @@ def run(config: Config, checkpoint: Path, table: Path, data: Path, out: Path, ca
     inputs = {
         "checkpoint": hash_of(checkpoint),
         "table": hash_of_file(table),
-        "data": hash_of_file(data / INDEX),
+        "data": hash_of_set(data),
     }
 
     def work(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from snapfusion.denoising import check_shift
 from snapfusion.json_file import read_json, write_json
+from snapfusion.processes import rank
 
 FREE = ("images", "patience", "observe_steps", "accumulate", "gradient_checkpointing", "tracker", "max_seconds")
 """What may change in a run's config from one call to the next."""
@@ -93,7 +94,8 @@ def check_config(config: Config, init: Path | None, out: Path) -> None:
                 f"got {name} {wanted[name]!r} for {out}, expected {there.get(name)!r} as it was begun; "
                 "name another --out"
             )
-    write_json(file, wanted)
+    if rank() == 0:
+        write_json(file, wanted)
 
 
 def read_result(config: Config, out: Path) -> Result | None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
 from snapfusion.checkpoint import (
@@ -27,13 +26,14 @@ from snapfusion.checkpoint import (
 from snapfusion.data.pairs import Pair, read_images
 from snapfusion.data.stickers import build
 from snapfusion.denoising import denoising_loss, draw_batch
-from snapfusion.fit import Fit, FitConfig, Share, fit
+from snapfusion.fit import Fit, FitConfig, Share, device_of_run, fit
 from snapfusion.json_file import write_json
 from snapfusion.latents import Cache, Encoders, encode_images, encode_prompts, load_caches, train_and_cells
 from snapfusion.metrics.lpips import load_lpips
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.model.unet import ElasticUNet
 from snapfusion.model.widen import widen
+from snapfusion.processes import main_first, meet, rank
 from snapfusion.progress import log_to_terminal
 from snapfusion.stage_folder import PausedError
 from snapfusion.stages.train.autoencoder import Reconstruct, draw_crops, sticker_autoencoder
@@ -48,7 +48,9 @@ log = logging.getLogger(__name__)
 def start(config: Config, data: Path | None, out: Path, init: Path | None = None) -> Result:
     """`run`, with progress on the terminal, on a set that is built first where `data` names none."""
     log_to_terminal()
-    return run(config, data if data is not None else build(out / "data", cache=out / "packages"), out, init)
+    if data is None:
+        data = main_first(lambda: build(out / "data", cache=out / "packages"))
+    return run(config, data, out, init)
 
 
 def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Result:
@@ -61,7 +63,7 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
         ValueError: no set in `data`, no checkpoint in `init`, or `out` holds a run of another config.
         PausedError: `max_seconds` are over; `out / "checkpoint"` then holds the best weights so far.
     """
-    check_config(config, init, out)
+    main_first(lambda: check_config(config, init, out))
     if (finished := read_result(config, out)) is not None:
         return finished
     train, _ = train_and_cells(data, core=False)
@@ -69,11 +71,12 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
         vae = load_vae(init)
     else:
         vae = train_autoencoder(config, train, data, out, init)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of_run()
     vae.requires_grad_(False).eval().to(device)  # pyright: ignore[reportArgumentType]
     text_encoder, tokenizer = minilm_text_encoder()
     encoders = Encoders(vae, text_encoder.eval().to(device), tokenizer, config.length)
-    cache, held_out = load_caches(out / "cache", data, config.subset == "core", encoders, config.variants, config.seed)
+    given = (out / "cache", data, config.subset == "core", encoders, config.variants, config.seed)
+    cache, held_out = main_first(lambda: load_caches(*given))
     copies = int(cache.recoloured.sum())
     log.info("%d pictures and %d recoloured, %d sentences", len(cache.latents) - copies, copies, len(cache.embeddings))
 
@@ -103,12 +106,15 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
     except PausedError as error:
         paused = error  # but leave the best weights so far to look at
     best = watch.restore(unet)
-    save_checkpoint(checkpoint, out / "checkpoint", torch.float16)
-    load_checkpoint(out / "checkpoint")  # what was written is whole
+    if rank() == 0:
+        save_checkpoint(checkpoint, out / "checkpoint", torch.float16)
+        load_checkpoint(out / "checkpoint")  # what was written is whole
     if paused is not None:
         raise paused
     result = Result(steps, steps * config.batch, best, str(out / "checkpoint"))
-    write_json(out / "result.json", {"config": printable(config), "result": asdict(result)})
+    if rank() == 0:
+        write_json(out / "result.json", {"config": printable(config), "result": asdict(result)})
+    meet()
     return result
 
 
@@ -135,7 +141,7 @@ def train_autoencoder(
     for name, parameter in begun.named_parameters():
         parameter.requires_grad_(not (encoder_stays and name.startswith(("encoder.", "quant_conv."))))
     model = Reconstruct(begun, config.kl_weight, config.lpips_weight)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of_run()
     model.to(device)
     lpips = load_lpips(levels=3).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     steps = config.autoencoder_images // config.autoencoder_batch
@@ -164,17 +170,17 @@ def train_autoencoder(
     if not encoder_stays:
         sample = np.random.default_rng(config.seed).permutation(len(images))[:512]
         vae.register_to_config(scaling_factor=1 / encode_images(images[sample], vae).std().item())
-    save_vae(vae, out / "autoencoder", torch.float16)
-    (out / "autoencoder" / "vae").rename(out / "vae")  # whole or not at all
+    if rank() == 0:
+        save_vae(vae, out / "autoencoder", torch.float16)
+        (out / "autoencoder" / "vae").rename(out / "vae")  # whole or not at all
+    meet()
     return load_vae(out)  # as everybody else will have it, rounded to float16
 
 
 def train_unet(config: Config, unet: ElasticUNet, cache: Cache, folder: Path, watch: Watch) -> Fit:
     """Train the UNet on cached latents; see `fit`."""
     schedule, steps = sticker_schedule(), config.images // config.batch
-    # The fused attention's backward pass is slow in bf16 on a CPU, as are channels_last group norms: see docs/log.md.
-    unet.set_attn_processor(AttnProcessor())
-    unet.train()
+    unet.for_training()
 
     def loss(prepared: nn.Module, step: int, share: Share) -> torch.Tensor:
         batch = draw_batch(
