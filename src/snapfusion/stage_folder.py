@@ -11,6 +11,7 @@ main one in `OUT.partial`, each other in a copy of that, which is thrown away. S
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -94,12 +95,23 @@ def _together(out: Path, source: dict[str, Any], work: Callable[[Path], Mapping[
         return figures
     own = out.with_name(f"{out.name}.{rank()}{PARTIAL}")
     shutil.rmtree(own, ignore_errors=True)
-    shutil.copytree(partial, own)
+    shutil.copytree(partial, own, copy_function=_linked)
     meet()
     _worked(work, own)
     shutil.rmtree(own)
     meet()
     return _finished(out, source)
+
+
+def _linked(source: str, target: str) -> None:
+    """Copy a file; one of weights, which may be many gigabytes and is only ever replaced, shares its bytes instead."""
+    try:
+        if source.endswith(".safetensors"):
+            os.link(source, target)
+            return
+    except OSError:  # a file system that has no links
+        pass
+    shutil.copy2(source, target)
 
 
 def _begun(out: Path, source: dict[str, Any]) -> Path:
