@@ -49,6 +49,7 @@ class Row:
     sha256: str
     """Of what a report calls the model."""
     steps: int
+    guidance: float
     draw: Callable[[], object]
     clock: Clock
 
@@ -74,7 +75,7 @@ def row(bundle: Bundle, networks: Networks, settings: Settings, sha256: str) -> 
     """One picture, with a clock in every network."""
     clock = Clock()
     timed = Networks(**{part: clock.timed(part, getattr(networks, part)) for part in PARTS})
-    return Row(sha256, settings.steps, lambda: generate(bundle, timed, settings), clock)
+    return Row(sha256, settings.steps, settings.guidance, lambda: generate(bundle, timed, settings), clock)
 
 
 def measure(rows: Mapping[str, Row], runs: int) -> dict[str, dict[str, Any]]:
@@ -92,6 +93,7 @@ def measure(rows: Mapping[str, Row], runs: int) -> dict[str, dict[str, Any]]:
             "seconds": picture,
             "all": [time[0] for time in times[1:]],
             "steps": rows[name].steps,
+            "guidance": rows[name].guidance,
             "part_seconds": {"text_encoder": text, "unet": unet, "vae_decoder": decoder},
             "evaluation_seconds": unet / rows[name].steps,
             "host_share": float(np.median([1 - sum(time[1:]) / time[0] for time in times[1:]])),
@@ -120,7 +122,13 @@ def quality(report: Path, figures: Mapping[str, Mapping[str, Any]]) -> dict[str,
         protocols = list(model["evaluation"]["figures"].values())
         best = next((known for known in protocols if "fid" in known), protocols[0])
         judged = {name: best[name]["value"] for name in ("fid", "alignment") if name in best}
-        found |= {name: judged for name, row in figures.items() if row["sha256"] == model["evaluation"]["sha256"]}
+        drawn = model["evaluation"]
+        found |= {
+            name: judged
+            for name, row in figures.items()
+            if all(row[field] == drawn[field] for field in ("sha256", "steps", "guidance"))
+            and name != "base-torch-bf16"  # whose pictures nobody has judged
+        }
     return found
 
 
@@ -173,7 +181,8 @@ def main(arguments: list[str] | None = None) -> int:
     base_bundle = read_bundle(export.run(config, options.base, options.work / "base").bundle)
     report = options.report
     if options.quality:
-        asked = evaluate.Config(protocols=("headline", "cells"), curve=(), runs=1)
+        guidance = read_bundle(options.ours).manifest.defaults.guidance  # what is timed
+        asked = evaluate.Config(protocols=("headline", "cells"), guidance=guidance, curve=(), runs=1)
         evaluate.run(asked, [options.base, options.ours], evaluate.Sources(options.data), options.work / "evaluate")
         report = options.work / "evaluate" / evaluate.REPORT
 

@@ -1,8 +1,9 @@
 """Checkpoints of the real classes, under a megabyte each. What builds them is imported late: few tests need torch."""
 
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,15 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch, which would take every core for each worker
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _quiet_again() -> Iterator[None]:
+    """A command that a test ran shows what is logged, on the terminal that the test had: not so for the next one."""
+    ours = logging.getLogger("snapfusion")
+    before = ours.handlers, ours.propagate, ours.level
+    yield
+    ours.handlers, ours.propagate, ours.level = before
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,7 @@ def find(given: Path) -> Path:
     """The folder or file that is meant: `given`, or where the hub's files of that name are kept, fetched if need be."""
     if given.exists():
         return given
-    if not HUB_NAME.fullmatch(str(given)):
+    if not HUB_NAME.fullmatch(given.as_posix()):
         raise ValueError(f"got {given}, expected a folder in diffusers' layout, a {SINGLE_FILE} or a hub's name")
     # Seconds of imports, which only this needs.
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -92,7 +92,7 @@ def find(given: Path) -> Path:
     try:
         # What nobody reads here is passed as None, and so not fetched.
         unread: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
-        return Path(DiffusionPipeline.download(str(given), use_safetensors=True, **unread))
+        return Path(DiffusionPipeline.download(given.as_posix(), use_safetensors=True, **unread))
     except (OSError, ValueError, AttributeError, HfHubHTTPError) as error:
         cause = type(error.__cause__ or error).__name__
         expected = "expected a folder, a file, or the name of a checkpoint on a hub that can be reached"

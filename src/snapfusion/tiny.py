@@ -106,11 +106,11 @@ def text_sizes() -> dict[str, Any]:
     return {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-def unet() -> ElasticUNet:
+def unet(sample_size: int = 16) -> ElasticUNet:
     """Stable Diffusion v1's topology: 4 levels, 2 ResNets a level, attention on all but the lowest."""
     return ElasticUNet(
         Architecture.sd15((8, 8, 16, 16)),
-        sample_size=16,  # the least whose lowest level is more than a point: OpenVINO fails on a point
+        sample_size=sample_size,  # 16: the least whose lowest level is more than a point, on which OpenVINO fails
         cross_attention_dim=WIDTH,
         num_attention_heads=2,
         norm_num_groups=8,

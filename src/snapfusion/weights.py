@@ -153,6 +153,12 @@ def files_of(folder: Path, stem: str) -> list[Path]:
     raise ValueError(f"{folder}: got {found or 'nothing'}, expected {stem}.safetensors")
 
 
+def variant_of(folder: Path, stem: str) -> str | None:
+    """What diffusers calls the files of `files_of`: "fp16" where there are only those, None for full precision."""
+    (name, *_) = (file.name for file in files_of(folder, stem))
+    return next((variant for variant in VARIANTS[1:] if f".{variant}" in name), None)
+
+
 def _shards(index: Path) -> list[Path]:
     places = read_json(index).get("weight_map")
     names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []

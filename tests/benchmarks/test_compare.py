@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from snapfusion.bundle import read_bundle
+from snapfusion.checkpoint import hash_of
 from snapfusion.json_file import write_json
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -26,12 +27,17 @@ def script() -> Iterator[Any]:
 def test_rows_are_timed_in_turns_and_say_where_the_factor_comes_from(
     script: Any, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours = read_bundle(tiny_bundle).hash
+    ours = read_bundle(tiny_bundle)
     figures = {
         "quick": {"alignment": {"value": 0.5}},
         "headline": {"alignment": {"value": 0.7}, "fid": {"value": 12.0}},
     }
-    write_json(tmp_path / "report.json", {"models": [{"evaluation": {"sha256": ours, "figures": figures}}]})
+    drawn = {"steps": 3, "guidance": ours.manifest.defaults.guidance, "figures": figures}
+    judged = [
+        {"sha256": ours.hash, **drawn},
+        {"sha256": hash_of(tiny_checkpoint), **drawn},  # in other steps than those that are timed
+    ]
+    write_json(tmp_path / "report.json", {"models": [{"evaluation": one} for one in judged]})
     arguments = ["--base", tiny_checkpoint, "--ours", tiny_bundle, "--steps", 6, "--runs", 2, "--work", tmp_path]
     arguments += ["--report", tmp_path / "report.json", "--json", tmp_path / "compare.json"]
     assert script.main([str(word) for word in arguments]) == 0
@@ -47,7 +53,7 @@ def test_rows_are_timed_in_turns_and_say_where_the_factor_comes_from(
     ratio = rows["base-torch-fp32"]["seconds"] / rows["ours-3"]["seconds"]
     assert prod(record["factors"].values()) == pytest.approx(ratio)
     assert record["factors"]["steps"] == 2
-    # only the model that the report is about has its figures
+    # only what the report is about has its figures: the same model, steps and guidance
     assert (rows["ours-3"]["fid"], rows["ours-3"]["alignment"]) == (12.0, 0.7)
     assert all("fid" not in row for name, row in rows.items() if name != "ours-3")
     assert "asked >= 25" in capsys.readouterr().out

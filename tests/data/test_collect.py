@@ -49,6 +49,26 @@ def test_a_folder_becomes_a_set(pictures: Path, tmp_path: Path, capsys: pytest.C
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == written
 
 
+def test_no_picture_with_a_caption_is_no_set(pictures: Path, tmp_path: Path) -> None:
+    for file in pictures.glob("*.txt"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"got no picture with a caption in .*; the last of those left out: .*\.txt"):
+        collect(str(pictures), tmp_path / "set", Config(size=16))
+    assert not list(tmp_path.glob("*set*"))
+    (pictures / "7.txt").write_text("\ufeffa cat", encoding="utf-8")
+    collect(str(pictures), tmp_path / "set", Config(size=16))
+    assert [pair.label for pair in load_index(tmp_path / "set")] == ["a cat"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("key", "../../x"), ("key", "/x"), ("shard", "../x.tar"), ("shard", "x")])
+def test_a_set_whose_names_lead_elsewhere_is_refused(pictures: Path, tmp_path: Path, field: str, value: str) -> None:
+    collect(str(pictures), tmp_path / "set", Config(size=16, pictures=1))
+    index = tmp_path / "set" / "index.jsonl"
+    index.write_text(json.dumps({**json.loads(index.read_text()), field: value}))
+    with pytest.raises(ValueError, match=r"index\.jsonl with rows of no set"):
+        load_index(tmp_path / "set")
+
+
 def test_captions_are_used_as_they_came(pictures: Path, tmp_path: Path) -> None:
     """No style is named and no picture is given another colour."""
     collect(str(pictures), tmp_path / "set", Config(size=16, pictures=5))

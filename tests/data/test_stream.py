@@ -13,7 +13,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from snapfusion.data.sources import Broken, Raw, open_source
-from snapfusion.data.stream import Config, PairStream, square
+from snapfusion.data.stream import Config, PairStream, on_white, square
 
 SHARDS, IN_SHARD = 4, 6
 COUNT = SHARDS * IN_SHARD
@@ -188,6 +188,29 @@ def test_broken_samples_are_counted_and_skipped(broken: str) -> None:
             break
     assert seen == [("whole", 0), ("whole", 0), ("whole", 1)]
     assert 6 <= stream.state()["corrupt"] < 12  # b and c besides, and those that came before the third
+
+
+def test_a_picture_is_as_people_see_it() -> None:
+    seen = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
+    seen.putpixel((1, 0), (0, 0, 255, 255))
+    assert np.asarray(on_white(seen)).tolist() == [[[255, 255, 255], [0, 0, 255]]]
+    upright = Image.new("RGB", (2, 1), "red")
+    upright.getexif()[0x0112] = 6  # a camera that was held on its side
+    assert on_white(upright).size == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"a.png": png(0), "a.txt": b" \n"}, "a: got a blank caption, expected words"),
+        ({"a.png": png(0)[:33] + b"\0\0\0\1zTXt" + png(0)[33:], "a.txt": b"a"}, "a: "),
+    ],
+)
+def test_what_is_odd_is_one_broken_sample(tmp_path: Path, files: dict[str, bytes], reason: str) -> None:
+    stream = PairStream(open_source(str(write_tar(tmp_path / "a.tar", files))))
+    assert list(stream.epoch()) == []
+    assert reason in stream.broken
+    assert stream.position.corrupt == 1
 
 
 def test_too_many_broken_samples_are_an_error(broken: str) -> None:

@@ -1,8 +1,10 @@
 """An evaluation, whole, on a tiny set of pictures; the feature networks alone are replaced by a small one."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,14 @@ from snapfusion.stages.evaluate.model import Model, open_model
 from snapfusion.stages.evaluate.protocol import PROTOCOLS
 from tiny_evaluation import Copier, model, small_backbone, sticker_set
 
+IMPOSSIBLE: list[dict[str, Any]] = [
+    {"runs": 0},
+    {"batch": 0},
+    {"protocols": ()},
+    {"curve_pictures": 1},
+    {"guidance": 60.0},
+    {"curve": (math.nan,)},
+]
 CONFIG = Config(protocols=("quick", "cells"), guidance=3.0, guidances=(1.0, 3.0, 5.0), guidance_pictures=12, curve=())
 
 
@@ -182,3 +192,9 @@ def test_a_model_draws_by_the_scheduler_that_was_asked_for(kind: str, request: p
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model_index\.json"):
         open_model(tmp_path, steps=2)
+
+
+@pytest.mark.parametrize("fields", IMPOSSIBLE)
+def test_what_cannot_be_drawn_or_counted_is_refused_at_once(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"got protocols .*, expected a protocol"):
+        Config(**fields)

@@ -1,5 +1,7 @@
 """Our latents beside those of diffusers' own pipeline."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,20 @@ def test_diffusers_draws_the_same_latents(tiny_sd_checkpoint: Path, guidance: fl
     assert found.relative_error < 1e-4
     assert found.passed
     assert found.describe().startswith("diffusers' pipeline: equal, latents within")
+
+
+def test_a_hubs_checkpoint_of_half_precision_is_checked_too(tiny_sd_checkpoint: Path, tmp_path: Path) -> None:
+    """With files named as the hub's are, and a component that was not fetched."""
+    folder = tmp_path / "fetched"
+    shutil.copytree(tiny_sd_checkpoint, folder)
+    for file in folder.rglob("*.safetensors"):
+        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    found = cross_check(folder, load_checkpoint(folder), REQUESTS[:1], 2, 2.0)
+    assert found is not None
+    assert found.passed
 
 
 def test_a_checkpoint_that_draws_something_else_is_found_out(tiny_sd_checkpoint: Path) -> None:

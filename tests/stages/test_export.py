@@ -62,6 +62,16 @@ def test_a_bundle_draws_in_the_steps_that_its_checkpoint_was_distilled_for(
     assert capsys.readouterr().err == "snapfusion: 3 steps; this bundle was distilled for 2\n"
 
 
+def test_what_the_bundle_could_not_draw_is_refused_before_anything_is_converted(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "_convert", None)
+    for change in ({"guidance": 60.0}, {"steps": 2000}, {"prompts": (" ",)}):
+        with pytest.raises(ValueError, match=r"got .*, expected"):
+            stage.run(stage.Config(**change), tiny_checkpoint, tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(
     tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -126,7 +136,11 @@ def test_a_comparison_adds_up_over_calls() -> None:
 def test_a_clip_checkpoint_becomes_a_bundle_too(
     tiny_sd_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "bundle"
+    out, given = tmp_path / "bundle", tmp_path / "given"
+    shutil.copytree(tiny_sd_checkpoint, given)
+    config = json.loads((given / "vae" / "config.json").read_text())
+    assert config.pop("scaling_factor") == 0.18215  # Stable Diffusion v1's config is older than the field
+    (given / "vae" / "config.json").write_text(json.dumps(config))
     flags = [
         "--unet",
         "fp16",
@@ -140,9 +154,10 @@ def test_a_clip_checkpoint_becomes_a_bundle_too(
         "a red fox",
         "a cat",
     ]
-    assert main(["export", str(tiny_sd_checkpoint), "--out", str(out), *flags]) == 0
+    assert main(["export", str(given), "--out", str(out), *flags]) == 0
     assert "unet" in capsys.readouterr().out
     bundle = read_bundle(out)
+    assert bundle.scaling_factor == 0.18215
     assert bundle.schedule.prediction_type == "epsilon"
     assert bundle.manifest.runtimes == {"openvino": dict.fromkeys(GOOD, "fp16")}
     assert json.loads((out / "model_index.json").read_text())["unet"][1] == "UNet2DConditionModel"

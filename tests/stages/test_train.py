@@ -40,7 +40,9 @@ CONFIG = Config(
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A set of 32 px pictures; the stage's networks are replaced by tiny ones of the same classes."""
     monkeypatch.setattr(stage, "sticker_autoencoder", lambda size: tiny_models.tiny_vae(levels=2, patch_size=2))
-    monkeypatch.setattr(stage, "sticker_unet", lambda channels, width, widths: tiny_models.tiny_unet())
+    monkeypatch.setattr(
+        stage, "sticker_unet", lambda channels, width, widths, side: tiny_models.tiny_unet(sample_size=side)
+    )
     checkpoint = tiny_models.sticker_checkpoint()
     monkeypatch.setattr(stage, "minilm_text_encoder", lambda: (checkpoint.text_encoder, checkpoint.tokenizer))
     monkeypatch.setattr(stage, "load_lpips", lambda levels: Lpips(1))
@@ -109,6 +111,16 @@ def test_a_run_goes_on_from_a_checkpoint_with_its_autoencoder(data: Path, tmp_pa
     vae = [load_file(Path(r.checkpoint) / "vae" / "diffusion_pytorch_model.safetensors") for r in (first, second)]
     assert all(torch.equal(vae[0][name], vae[1][name]) for name in vae[0])
     assert any(not torch.equal(weights(first)[name], weights(second)[name]) for name in weights(first))
+
+
+def test_a_set_of_another_size_than_the_checkpoints_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(CONFIG, data, tmp_path / "a")
+    packages = tiny_packages(tmp_path / "packages", monkeypatch)
+    larger = build(tmp_path / "larger", size=64, cache=packages, workers=1)
+    with pytest.raises(ValueError, match=r"with latents of 16x16, expected the 8x8 that .* draws"):
+        run(CONFIG, larger, tmp_path / "b", init=Path(first.checkpoint))
 
 
 def test_a_run_goes_on_at_other_widths(data: Path, tmp_path: Path) -> None:

@@ -62,6 +62,10 @@ def collect(source: str, out: Path, config: Config = Config()) -> str:
     shutil.rmtree(partial, ignore_errors=True)  # what a kill left
     (partial / "shards").mkdir(parents=True)
     pairs = write_shards(tqdm(_rows(stream, source, config), unit="picture", disable=None), partial, "pairs")
+    if not pairs:
+        shutil.rmtree(partial)
+        last = f"; the last of those left out: {stream.broken}" if stream.broken else ""
+        raise ValueError(f"got no picture with a caption in {source}, expected some{last}")
     with (partial / INDEX).open("w", encoding="utf-8") as index:
         index.writelines(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs)
     held_out = sum(pair.split != "train" for pair in pairs)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -35,6 +36,9 @@ class Pair:
     shard: str  # path of the tar, below the set's folder
 
 
+KEY, SHARD = re.compile(r"[\w-][\w.-]*"), re.compile(r"shards/[\w-][\w.-]*\.tar")
+
+
 def load_index(folder: Path, core: bool = False) -> list[Pair]:
     """Every row of a built set, in shard order; with `core`, those of the small set.
 
@@ -50,6 +54,9 @@ def load_index(folder: Path, core: bool = False) -> list[Pair]:
         with index.open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
         pairs = [Pair(**{**row, "tags": tuple(row["tags"])}) for row in rows]
+        for pair in pairs:  # both become paths
+            if not KEY.fullmatch(pair.key) or not SHARD.fullmatch(pair.shard):
+                raise ValueError(f"key {pair.key!r} in shard {pair.shard!r}")
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"got {index} with rows of no set ({error}), expected this version's; build it again"

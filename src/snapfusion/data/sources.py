@@ -143,7 +143,7 @@ class Folder:
             name = file.relative_to(self.folder).as_posix()
             text = file.with_suffix(".txt")
             try:
-                caption = self.captions.get(name) or text.read_text(encoding="utf-8")
+                caption = self.captions.get(name) or text.read_text(encoding="utf-8-sig")
                 yield Raw(name, file.read_bytes(), caption.strip())
             except (OSError, UnicodeDecodeError) as error:
                 yield Broken(f"{file}: {error}")
@@ -204,7 +204,7 @@ class HuggingFace:
 
 def _table(file: Path) -> Iterator[tuple[str, str]]:
     """Names and captions of a `metadata.jsonl`, if there is one."""
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else (), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n") if file.is_file() else (), 1):
         try:
             row = json.loads(line) if line.strip() else {}
         except ValueError as error:

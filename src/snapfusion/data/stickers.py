@@ -55,7 +55,7 @@ def build(out: Path, size: int = 256, cache: Path | None = None, workers: int | 
         raise ValueError(f"got size {size}, expected 16 to 1024 pixels; 256 is what the stickers base was trained on")
     recipe = {"size": size, "packages": [asdict(package) for package in packages()], "format": 3}
     card_file = out / "card.json"
-    if card_file.exists() and json.loads(card_file.read_text())["recipe"] == recipe:
+    if card_file.exists() and json.loads(card_file.read_text(encoding="utf-8"))["recipe"] == recipe:
         return out
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"got {out} with other files in it, expected an empty or a new folder; name another --out")
@@ -73,10 +73,11 @@ def build(out: Path, size: int = 256, cache: Path | None = None, workers: int | 
             zip(pairs, rendered, strict=True), total=len(pairs), unit="picture", desc="rendering", disable=None
         )
         pairs = write_shards(progress, partial)
-    with (partial / INDEX).open("w") as index:
+    with (partial / INDEX).open("w", encoding="utf-8") as index:
         index.writelines(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs)
     contact_sheet(partial, pairs).save(partial / "contact-sheet.webp", quality=80)
-    (partial / "card.json").write_text(json.dumps(card(recipe, pairs, dropped), indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(card(recipe, pairs, dropped), indent=1, ensure_ascii=False) + "\n"
+    (partial / "card.json").write_text(text, encoding="utf-8")
     if out.exists():
         out.rmdir()
     partial.rename(out)

@@ -5,13 +5,14 @@ windows of a part; so to go on is to read again at most the part that was being 
 """
 
 import io
+import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from snapfusion.data.sources import Broken, Raw, Source
 
@@ -63,6 +64,8 @@ class PairStream:
             )
         self.source, self.config, self.rank, self.world = source, config, rank, world
         self.position = Position()
+        self.broken = ""
+        """Why the last broken sample was."""
 
     def state(self) -> dict[str, int]:
         """Where the stream is, for JSON: behind the last sample that it gave."""
@@ -111,17 +114,30 @@ class PairStream:
 
     def _decoded(self, raw: Raw | Broken) -> Captioned | None:
         """The sample, or None where it is broken, which is counted."""
+        if isinstance(raw, Raw) and not raw.caption:
+            raw = Broken(f"{raw.key}: got a blank caption, expected words")
         if isinstance(raw, Raw):
             try:
                 with Image.open(io.BytesIO(raw.image)) as image:
-                    return Captioned(raw.key, np.asarray(image.convert("RGB")), raw.caption)
-            except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-                raw = Broken(f"{raw.key}: {error}")
+                    return Captioned(raw.key, np.asarray(on_white(image)), raw.caption)
+            except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+                raw = Broken(f"{raw.key}: {error}")  # all of these are Pillow's words for a picture that is none
+        self.broken = raw.reason
         self.position.corrupt += 1
         if self.position.corrupt > self.config.corrupt:
             got, most = self.position.corrupt, self.config.corrupt
             raise ValueError(f"got {got} broken samples, expected at most {most}; the last: {raw.reason}")
         return None
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """A picture as people see it, in RGB: turned as its camera was held, and on white where it is transparent."""
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        page = Image.new("RGBA", image.size, "white")
+        page.alpha_composite(image.convert("RGBA"))
+        image = page
+    return image.convert("RGB")
 
 
 def square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -72,7 +72,8 @@ def precision() -> str:
     """What networks compute in here: see `open`."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "f32"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "f32"
+    known = torch.backends.mkldnn.is_available()  # not on every Mac
+    return "bf16" if known and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "f32"
 
 
 def _read(folder: Path) -> nn.Module:

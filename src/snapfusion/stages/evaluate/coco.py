@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from snapfusion.data.choice import number
+from snapfusion.data.stream import on_white
 from snapfusion.json_file import read_json
 from snapfusion.metrics.clip_score import Clip
 from snapfusion.metrics.features import Backbone, Images, Vectors, VectorStore, image_vectors
@@ -71,7 +72,10 @@ def read_captions(file: Path) -> list[Caption]:
     readers = {".json": _read_coco, ".csv": _read_csv, ".txt": _read_txt}
     if not file.is_file() or file.suffix not in readers:
         raise ValueError(f"got --captions {file}, expected a file .json (as COCO has it), .csv or .txt")
-    captions = [caption for caption in readers[file.suffix](file) if caption.text]
+    try:
+        captions = [caption for caption in readers[file.suffix](file) if caption.text]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"got --captions {file}, expected a table or lines in UTF-8 ({error})") from error
     if not captions:
         raise ValueError(f"got --captions {file} without a caption, expected some")
     return captions
@@ -107,7 +111,7 @@ def _read_coco(file: Path) -> Iterator[Caption]:
 
 
 def _read_csv(file: Path) -> Iterator[Caption]:
-    with file.open(encoding="utf-8", newline="") as lines:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
         for place, row in enumerate(csv.DictReader(lines)):
             if "caption" not in row:
                 raise ValueError(f"{file}: got columns {', '.join(map(str, row))}, expected one named caption")
@@ -115,7 +119,7 @@ def _read_csv(file: Path) -> Iterator[Caption]:
 
 
 def _read_txt(file: Path) -> Iterator[Caption]:
-    for place, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
+    for place, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n")):
         name, tab, text = line.partition("\t")
         yield Caption(f"line-{place}", (text if tab else name).strip(), name if tab else None)
 
@@ -128,7 +132,7 @@ def square(image: Image.Image, side: int) -> NDArray[np.uint8]:
     """The middle of a picture, as large as it goes, bicubic and antialiased to `[side, side, 3]`."""
     edge = min(image.size)
     left, top = (image.width - edge) // 2, (image.height - edge) // 2
-    middle = image.convert("RGB").crop((left, top, left + edge, top + edge))
+    middle = on_white(image).crop((left, top, left + edge, top + edge))
     return np.asarray(middle.resize((side, side), Image.Resampling.BICUBIC))
 
 

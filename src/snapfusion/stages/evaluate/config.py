@@ -74,6 +74,16 @@ class Config:
     sides: int = 0
     """Seed of which picture of a pair is on the left."""
 
+    def __post_init__(self) -> None:
+        counts = (self.runs, self.batch, self.guidance_pictures)
+        tried = (*self.guidances, *self.curve, *(() if self.guidance is None else (self.guidance,)))
+        if not self.protocols or min(counts) < 1 or self.curve_pictures < 2 or not all(0 <= one <= 50 for one in tried):
+            raise ValueError(
+                f"got protocols {self.protocols}, runs, batch and guidance_pictures {counts}, curve_pictures "
+                f"{self.curve_pictures} and guidances {tried}, expected a protocol, at least 1 of each, 2 for the "
+                "curve, and guidances from 0 to 50"
+            )
+
 
 SHOWN = ("runs", "grid", "pairs", "sides")
 """Fields that change what the report shows and no figure of an evaluation."""

@@ -7,11 +7,12 @@ from typing import Any, cast
 
 import torch
 
-from snapfusion.checkpoint import Checkpoint
+from snapfusion.checkpoint import WEIGHTS, Checkpoint
 from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.json_file import read_json
 from snapfusion.sampling import Sampling, draw_latents, latent_shape, noise_of
 from snapfusion.stages.evaluate.exam import Request
+from snapfusion.weights import variant_of
 
 TOLERANCE = 1e-4
 
@@ -60,7 +61,12 @@ def cross_check(
 
     device = checkpoint.unet.device
     pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, safety_checker=None
+        folder,
+        local_files_only=True,
+        use_safetensors=True,
+        variant=variant_of(folder / "unet", WEIGHTS),
+        safety_checker=None,
+        feature_extractor=None,  # of the safety checker, and not there where a hub's checkpoint was fetched
     )
     pipeline.scheduler = scheduler_of_diffusers(scheduler, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)

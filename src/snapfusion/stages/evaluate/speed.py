@@ -23,11 +23,10 @@ import openvino
 import torch
 
 from snapfusion.checkpoint import Checkpoint
-from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.generate import OpenBundle
 from snapfusion.sampling import decode, embed, latent_shape
 from snapfusion.stages.evaluate.exam import Request
-from snapfusion.stages.evaluate.model import Model, open_model
+from snapfusion.stages.evaluate.model import Model
 from snapfusion.tokens import tokenize
 
 # A process that starts another and tells how long it took and the most memory it held. It stands between because Linux
@@ -44,7 +43,7 @@ print(json.dumps({"status": status, "seconds": seconds, "bytes": usage.ru_maxrss
 DRAW_ONCE = """
 import sys
 from pathlib import Path
-from snapfusion.stages.evaluate.speed import draw_once
+from snapfusion.stages.evaluate.draw_once import draw_once
 folder, device, steps, scheduler, guidance, prompt, seed = sys.argv[1:]
 draw_once(Path(folder), device, int(steps), scheduler, float(guidance), prompt, int(seed))
 """
@@ -79,10 +78,10 @@ def measure_speed(models: Sequence[Model], guidances: Sequence[float], request: 
         parts = parts_of(model.opened, request.prompt, guided=guidance != 1)
         calls.append({**parts, "picture": partial(_draw_first, model, request, guidance)})
     warm = time_in_turns(calls, runs)
-    cold = [
-        [time_a_process(cold_command(model, request, guidance)) for _ in range(runs)]
-        for model, guidance in zip(models, guidances, strict=True)
-    ]
+    cold: list[list[tuple[float, int]]] = [[] for _ in models]
+    for _ in range(runs):
+        for processes, model, guidance in zip(cold, models, guidances, strict=True):
+            processes.append(time_a_process(cold_command(model, request, guidance)))
     speeds = [
         Speed(
             {name: _spread(times, 1000) for name, times in taken.items() if name != "picture"},
@@ -165,13 +164,6 @@ def time_a_process(command: Sequence[str]) -> tuple[float, int]:
     return told["seconds"], told["bytes"]
 
 
-def draw_once(
-    folder: Path, device: str, steps: int, scheduler: Scheduler, guidance: float, prompt: str, seed: int
-) -> None:
-    """What a cold process does with a checkpoint."""
-    next(iter(open_model(folder, steps, device=device, scheduler=scheduler).draw([prompt], [seed], guidance)))
-
-
 def _spread(values: Sequence[float], scale: float = 1) -> Spread:
     return Spread(median(values) * scale, min(values) * scale, max(values) * scale)
 
@@ -186,6 +178,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": cpu,
         "cores": cores,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "busy": round(os.getloadavg()[0], 2),  # processes that wanted to run, over the last minute
         "system": platform.platform(),
         "torch": torch.__version__,

@@ -91,6 +91,10 @@ def _pack(config: Config, manifest: Manifest, checkpoint: Path, decoder: Path, o
     configs = {"text_encoder": checkpoint / "text_encoder", "unet": checkpoint / "unet", "vae_decoder": decoder / "vae"}
     loaded, figures = _placed(config, manifest, loaded)
     _frame(loaded, configs, out)
+    if not config.prompts:
+        raise ValueError("got no --prompts, expected some to hold the bundle against torch by")
+    for prompt in config.prompts:
+        settings_for(bundle_in(out, manifest), prompt, seed=0)  # refuses now what it could not draw in the end
     shutil.copyfile(checkpoint / "model_index.json", out / "model_index.json")
     right = Networks(**{part: Network(module) for part, module in modules(loaded).items()})
 
@@ -167,6 +171,8 @@ def _frame(loaded: Checkpoint, configs: Mapping[str, Path], out: Path) -> None:
     for part, folder in configs.items():
         fields = read_json(folder / "config.json")
         fields.pop("_name_or_path", None)  # where somebody once loaded it from
+        if part == "vae_decoder":  # Stable Diffusion v1's config is older than the field
+            fields.setdefault("scaling_factor", loaded.vae.config["scaling_factor"])
         write_json(out / part / "config.json", fields)
     write_tokenizer(loaded.tokenizer, loaded.length, out / "tokenizer")
     write_json(out / "scheduler" / "scheduler_config.json", loaded.schedule.to_config())

@@ -80,12 +80,14 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
     copies = int(cache.recoloured.sum())
     log.info("%d pictures and %d recoloured, %d sentences", len(cache.latents) - copies, copies, len(cache.embeddings))
 
-    widths = config.widths or STICKER_WIDTHS
+    widths, side = config.widths or STICKER_WIDTHS, cache.latents.shape[-1]
     if init is None:
         channels, width = vae.config["latent_channels"], text_encoder.width
-        unet = seeded(config.seed, lambda: sticker_unet(channels, width, widths))
+        unet = seeded(config.seed, lambda: sticker_unet(channels, width, widths, side))
     else:
         unet = load_unet(init)
+        if (own := unet.config["sample_size"]) != side:
+            raise ValueError(f"got {data} with latents of {side}x{side}, expected the {own}x{own} that {init} draws")
         if config.widths not in (None, unet.architecture.widths):
             unet = widen(unet, config.widths, seed=config.seed)
     schedule = sticker_schedule()

@@ -19,8 +19,10 @@ STICKER_WIDTHS = (128, 256, 192, 32)
 """Channels where the base uses them: smaller ones did nothing at 2x2 and little at 4x4 (docs/evolve.md)."""
 
 
-def sticker_unet(channels: int, cross_attention_dim: int, widths: tuple[int, ...] = STICKER_WIDTHS) -> ElasticUNet:
-    """The stickers base's UNet: Stable Diffusion v1.5's topology, heads 32 wide.
+def sticker_unet(
+    channels: int, cross_attention_dim: int, widths: tuple[int, ...] = STICKER_WIDTHS, side: int = 16
+) -> ElasticUNet:
+    """The stickers base's UNet for latents of `side`: Stable Diffusion v1.5's topology, heads 32 wide.
 
     Raises `ValueError` where the widths are not four multiples of 32.
     """
@@ -28,7 +30,7 @@ def sticker_unet(channels: int, cross_attention_dim: int, widths: tuple[int, ...
         raise ValueError(f"got widths {widths}, expected four multiples of 32, as {STICKER_WIDTHS}")
     return ElasticUNet(
         architecture=Architecture.sd15(widths),
-        sample_size=16,
+        sample_size=side,
         in_channels=channels,
         out_channels=channels,
         cross_attention_dim=cross_attention_dim,
