@@ -113,12 +113,9 @@ def test_a_run_goes_on_from_a_checkpoint_with_its_autoencoder(data: Path, tmp_pa
     assert any(not torch.equal(weights(first)[name], weights(second)[name]) for name in weights(first))
 
 
-def test_a_set_of_another_size_than_the_checkpoints_is_refused(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_set_of_another_size_than_the_checkpoints_is_refused(data: Path, tmp_path: Path) -> None:
     first = run(CONFIG, data, tmp_path / "a")
-    packages = tiny_packages(tmp_path / "packages", monkeypatch)
-    larger = build(tmp_path / "larger", size=64, cache=packages, workers=1)
+    larger = build(tmp_path / "larger", size=64, cache=tmp_path / "packages", workers=1)
     with pytest.raises(ValueError, match=r"with latents of 16x16, expected the 8x8 that .* draws"):
         run(CONFIG, larger, tmp_path / "b", init=Path(first.checkpoint))
 
