@@ -93,17 +93,17 @@ def _pack(config: Config, manifest: Manifest, checkpoint: Path, decoder: Path, o
     _frame(loaded, configs, out)
     if not config.prompts:
         raise ValueError("got no --prompts, expected some to hold the bundle against torch by")
+    framed = bundle_in(out, manifest)
     for prompt in config.prompts:
-        settings_for(bundle_in(out, manifest), prompt, seed=0)  # refuses now what it could not draw in the end
+        settings_for(framed, prompt, seed=0)  # refuses now what it could not draw in the end
     shutil.copyfile(checkpoint / "model_index.json", out / "model_index.json")
     right = Networks(**{part: Network(module) for part, module in modules(loaded).items()})
 
     calibration: dict[Part, Calibration] = {}
     if any("w8a8" in stored.values() for stored in manifest.runtimes.values()):
         _refuse_too_large(loaded, manifest)
-        bundle = bundle_in(out, manifest)
         log.info("drawing what w8a8 is calibrated by")
-        calibration = calibrations(record(bundle, right), config.w8a8_db)
+        calibration = calibrations(record(framed, right), config.w8a8_db)
     for runtime in manifest.runtimes:
         for part in PARTS:
             log.info("%s: %s, %s", runtime, part, manifest.runtimes[runtime][part])

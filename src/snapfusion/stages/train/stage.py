@@ -27,7 +27,7 @@ from snapfusion.data.pairs import Pair, read_images
 from snapfusion.data.stickers import build
 from snapfusion.denoising import denoising_loss, draw_batch
 from snapfusion.fit import Fit, FitConfig, Share, device_of_run, fit
-from snapfusion.json_file import write_json
+from snapfusion.json_file import read_json, write_json
 from snapfusion.latents import Cache, Encoders, encode_images, encode_prompts, load_caches, train_and_cells
 from snapfusion.metrics.lpips import load_lpips
 from snapfusion.model.decoder import PatchAutoencoderKL
@@ -67,6 +67,8 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
     if (finished := read_result(config, out)) is not None:
         return finished
     train, _ = train_and_cells(data, core=False)
+    if init is not None:
+        check_size(init, data, train)
     if init is not None and config.autoencoder == "keep":
         vae = load_vae(init)
     else:
@@ -86,8 +88,6 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
         unet = seeded(config.seed, lambda: sticker_unet(channels, width, widths, side))
     else:
         unet = load_unet(init)
-        if (own := unet.config["sample_size"]) != side:
-            raise ValueError(f"got {data} with latents of {side}x{side}, expected the {own}x{own} that {init} draws")
         if config.widths not in (None, unet.architecture.widths):
             unet = widen(unet, config.widths, seed=config.seed)
     schedule = sticker_schedule()
@@ -118,6 +118,13 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
         write_json(out / "result.json", {"config": printable(config), "result": asdict(result)})
     meet()
     return result
+
+
+def check_size(init: Path, data: Path, train: list[Pair]) -> None:
+    """Raise `ValueError` where a set's pictures are not of the size that the checkpoint `init` draws."""
+    side = read_images(data, train[:1]).shape[1] // load_vae(init).factor
+    if (own := read_json(init / "unet" / "config.json")["sample_size"]) != side:
+        raise ValueError(f"got {data} with latents of {side}x{side}, expected the {own}x{own} that {init} draws")
 
 
 def seeded(seed: int, build: Any) -> Any:
