@@ -180,9 +180,9 @@ def begin(config: FitConfig, folder: Path) -> Accelerator:
         log_with=config.tracker,
         project_dir=str(folder.parent / CURVES / folder.name),  # `folder` goes when its stage is done
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.skips_blocks)],
-        fsdp_plugin=(shards := asked_for()),
+        fsdp_plugin=(plugin := asked_for()),
     )
-    allow_on_cpu(accelerator, shards, config.precision)
+    allow_on_cpu(accelerator, plugin, config.precision)
     if config.batch % (shares := config.accumulate * accelerator.num_processes):
         raise ValueError(f"got a batch of {config.batch}, expected one that divides into {shares} equal shares")
     accelerator.init_trackers("snapfusion")
