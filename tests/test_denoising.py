@@ -6,7 +6,7 @@ import torch
 
 from snapfusion.denoising import draw_batch, min_snr_weight
 from snapfusion.diffusion.schedule import Schedule, shifted, x_and_noise
-from snapfusion.latents import Cache
+from snapfusion.latents import Cache, Shares
 from snapfusion.stages.train.unet import sticker_schedule
 
 NOISE_SCHEDULE = Schedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)  # Stable Diffusion's
@@ -32,8 +32,8 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
         recoloured=torch.tensor([False] * 4 + [True] * 2),
     )
     schedule = sticker_schedule()
-    first = draw_batch(cache, schedule, 512, dropout=0.1, seed=3, step=7, recoloured=0.25)
-    again = draw_batch(cache, schedule, 512, dropout=0.1, seed=3, step=7, recoloured=0.25)
+    first = draw_batch(cache, schedule, 512, 3, 7, Shares(dropout=0.1, recoloured=0.25))
+    again = draw_batch(cache, schedule, 512, 3, 7, Shares(dropout=0.1, recoloured=0.25))
     assert torch.equal(first.latent, again.latent)
     empty = (first.embedding == cache.embeddings[0].float()).all(dim=(1, 2)).float().mean().item()
     assert empty == pytest.approx(0.1 + 0.9 * 0.75 / 8, abs=0.05)  # dropped, or row 0's first sentence is the empty one
@@ -57,7 +57,7 @@ def test_min_snr_weight_by_hand(schedule: Schedule, other: int) -> None:
 def test_noise_levels_count_alike_unless_min_snr_is_asked_for() -> None:
     cache = nothing()
     schedule = sticker_schedule()
-    plain, weighted = (draw_batch(cache, schedule, 8, 0.0, 0, 0, 0.0, gamma) for gamma in (None, 5.0))
+    plain, weighted = (draw_batch(cache, schedule, 8, 0, 0, snr_gamma=gamma) for gamma in (None, 5.0))
     assert torch.equal(plain.t, weighted.t)
     assert torch.equal(plain.weight, torch.ones(8))
     assert torch.equal(weighted.weight, min_snr_weight(schedule, weighted.t.numpy(), 5.0))
@@ -65,7 +65,7 @@ def test_noise_levels_count_alike_unless_min_snr_is_asked_for() -> None:
 
 def test_where_the_checkpoint_predicts_noise_the_noise_is_the_target() -> None:
     cache = nothing()
-    batch = draw_batch(cache, NOISE_SCHEDULE, 4, dropout=0.0, seed=0, step=0, recoloured=0.0)
+    batch = draw_batch(cache, NOISE_SCHEDULE, 4, seed=0, step=0)
     sigma = torch.from_numpy(NOISE_SCHEDULE.sigmas[batch.t.numpy()]).float()[:, None, None, None]
     torch.testing.assert_close(batch.latent, sigma * batch.target)  # z = sigma eps, for x is nothing
 
@@ -82,6 +82,6 @@ def test_noisy_levels_are_drawn_more_often() -> None:
 
 
 def test_a_batch_is_drawn_at_the_shifted_levels() -> None:
-    plain, moved = (draw_batch(nothing(), sticker_schedule(), 64, 0.0, 0, 0, 0.0, shift=shift) for shift in (1.0, 2.0))
+    plain, moved = (draw_batch(nothing(), sticker_schedule(), 64, 0, 0, shift=shift) for shift in (1.0, 2.0))
     expected = shifted(plain.t.double().numpy() / 1000, 2.0) * 1000
     np.testing.assert_allclose(moved.t.numpy(), expected, atol=2.5)  # t is whole, and the shift stretches its rounding

@@ -12,7 +12,7 @@ import tiny_models
 from snapfusion import latents
 from snapfusion.data.pairs import load_index
 from snapfusion.data.stickers import build
-from snapfusion.latents import Cache, Encoders, draw_examples, load_caches, train_and_cells
+from snapfusion.latents import Cache, Encoders, Shares, draw_examples, load_caches, train_and_cells
 from snapfusion.tokens import tokenize
 from tiny_stickers import tiny_packages
 
@@ -101,12 +101,14 @@ def test_examples_depend_on_seed_and_step_alone() -> None:
 
 def test_examples_belong_together_and_come_in_their_shares() -> None:
     count = 4000
-    drawn = draw_examples(small_cache(), count, seed=1, step=0, dropout=0.1, recoloured=0.25)
+    drawn = draw_examples(
+        small_cache(), count, seed=1, step=0, shares=Shares(dropout=0.1, recoloured=0.25, mirrored=0.3)
+    )
     rows = drawn.x[:, 0, 0, 0].numpy() % 100
     sentences = drawn.embedding[:, 0, 0].numpy()
     np.testing.assert_array_equal((sentences - 1) // 2, rows)  # sentences 2n + 1 and 2n + 2 are row n's
     shares = {
-        "mirrored": (drawn.x[:, 0, 0, 0] >= 100, 0.5),
+        "mirrored": (drawn.x[:, 0, 0, 0] >= 100, 0.3),
         "recoloured": (torch.from_numpy(rows) >= 6, 0.25),
         "second caption": (torch.from_numpy(sentences) % 2 == 0, 0.5),
         "dropped": (drawn.dropped, 0.1),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snapfusion.diffusion.schedule import Schedule, add_noise, shifted, velocity
-from snapfusion.latents import Cache, draw_examples
+from snapfusion.latents import PLAIN, Cache, Shares, draw_examples
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,18 @@ def draw_batch(
     cache: Cache,
     schedule: Schedule,
     batch: int,
-    dropout: float,
     seed: int,
     step: int,
-    recoloured: float,
+    shares: Shares = PLAIN,
     snr_gamma: float | None = None,
     shift: float = 1.0,
 ) -> Batch:
-    """The batch of one step, chosen by (seed, step) alone; a share `dropout` has the empty prompt.
+    """The batch of one step, chosen by (seed, step) alone; what loses its caption has the empty prompt.
 
     With `snr_gamma` the noise levels are weighted by min-SNR; else all alike, as the paper writes its losses. For
     `shift` see `shifted`: of all t a share shift / (1 + shift) is in the noisier half.
     """
-    drawn = draw_examples(cache, batch, seed, step, dropout, recoloured)
+    drawn = draw_examples(cache, batch, seed, step, shares)
     device, t = cache.latents.device, (shifted(drawn.place, shift) * schedule.num_train_timesteps).astype(np.int64)
     levels = (torch.from_numpy(level[t]).float().to(device) for level in (schedule.alphas, schedule.sigmas))
     alpha, sigma = (level[:, None, None, None] for level in levels)

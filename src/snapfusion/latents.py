@@ -68,22 +68,36 @@ class Examples:
         return torch.where(self.dropped[:, None, None], self.empty, self.embedding)
 
 
-def draw_examples(
-    cache: Cache, batch: int, seed: int, step: int, dropout: float = 0.0, recoloured: float = 0.0
-) -> Examples:
-    """The examples of one step, chosen by (seed, step) alone.
+@dataclass(frozen=True)
+class Shares:
+    """How many of the examples are not just a picture with its caption, each from 0 to 1."""
 
-    A share `recoloured` of them are copies with a turned hue, half of all is mirrored, for a share `dropout` the
-    caption is to be dropped.
-    """
+    dropout: float = 0.0
+    """Lose their caption."""
+    recoloured: float = 0.0
+    """Are copies with a turned hue."""
+    mirrored: float = 0.5
+    """Are mirrored, which no caption says: the more of them, the less a caption says of what is where."""
+
+    def __post_init__(self) -> None:
+        for name, share in vars(self).items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"got {name} {share}, expected a share from 0 to 1")
+
+
+PLAIN = Shares()
+
+
+def draw_examples(cache: Cache, batch: int, seed: int, step: int, shares: Shares = PLAIN) -> Examples:
+    """The examples of one step, chosen by (seed, step) alone."""
     draw = np.random.default_rng((seed, step))
     originals = int((~cache.recoloured).sum())
     copies = len(cache.recoloured) - originals
     rows = draw.integers(originals, size=batch)
     if copies:
-        rows = np.where(draw.random(batch) < recoloured, originals + draw.integers(copies, size=batch), rows)
+        rows = np.where(draw.random(batch) < shares.recoloured, originals + draw.integers(copies, size=batch), rows)
     variants = draw.integers(cache.captions.shape[1], size=batch)
-    mirror, dropped = draw.random(batch) < 0.5, draw.random(batch) < dropout
+    mirror, dropped = draw.random(batch) < shares.mirrored, draw.random(batch) < shares.dropout
     place = (np.arange(batch) + draw.random(batch)) / batch
     noise_seed = int(draw.integers(2**62))
 

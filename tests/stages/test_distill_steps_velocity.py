@@ -13,7 +13,7 @@ from snapfusion.checkpoint import load_checkpoint, save_checkpoint
 from snapfusion.data.stickers import build
 from snapfusion.denoising import Batch, denoising_loss, draw_batch
 from snapfusion.fit import FitConfig, Share, fit
-from snapfusion.latents import Cache, Encoders, load_caches
+from snapfusion.latents import Cache, Encoders, Shares, load_caches
 from snapfusion.model.architecture import Architecture
 from snapfusion.model.unet import ElasticUNet
 from snapfusion.sampling import Sampling, sample_latents
@@ -116,7 +116,7 @@ def test_training_goes_towards_the_same_latents(data: Path, tmp_path: Path) -> N
     cache, cells = load_caches(tmp_path / "cache", data, True, encoders, 2, 0)
 
     def loss(unet: nn.Module, step: int, share: Share) -> Tensor:
-        return denoising_loss(unet, draw_batch(cache, before.schedule, 16, 0.1, 0, step, 0.1, 5.0)[share.rows])
+        return denoising_loss(unet, draw_batch(cache, before.schedule, 16, 0, step, Shares(0.1, 0.1), 5.0)[share.rows])
 
     learn = FitConfig(80, 16, lr=4e-3, warmup=5, decay=40, ema=0.9, precision="no", tracker=None)
     fit(before.unet, loss, learn, tmp_path / "noise")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ import numpy as np
 import pytest
 
 from snapfusion.data.choice import chosen, seed_of
-from snapfusion.data.pairs import load_index
+from snapfusion.data.pairs import INDEX, load_index
 from snapfusion.metrics import judge_a, judge_b
 from snapfusion.metrics.alignment import half_of
 from snapfusion.stages.evaluate.config import Config, Sources
 from snapfusion.stages.evaluate.evaluation import Evaluation
 from snapfusion.stages.evaluate.evaluation import evaluate as evaluate_on
-from snapfusion.stages.evaluate.model import Model, open_model
+from snapfusion.stages.evaluate.model import Drawing, Model, open_model
 from snapfusion.stages.evaluate.protocol import PROTOCOLS
 from tiny_evaluation import Copier, model, small_backbone, sticker_set
 
@@ -94,6 +95,31 @@ def test_headline_has_fid_and_takes_all_of_train(data: Path, tmp_path: Path) -> 
     assert f"{unseen} prompts whose real pictures it has not seen" in headline["alignment"].protocol
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_protocol_without_pictures_is_refused_before_any_is_drawn(data: Path, tmp_path: Path, left: int) -> None:
+    few, copier = with_cells(data, left, tmp_path / "set"), Copier(data)
+    with pytest.raises(ValueError, match=f"got {left} pictures of cells in .*expected at least 2"):
+        evaluate(replace(CONFIG, guidance=None), model(copier), few, tmp_path / "out", tmp_path / "cache")
+    assert not copier.asked
+
+
+def test_halves_of_one_picture_have_no_floor(data: Path, tmp_path: Path) -> None:
+    few = with_cells(data, 2, tmp_path / "set")
+    cells = evaluate(CONFIG, model(Copier(data)), few, tmp_path / "out", tmp_path / "cache").figures["cells"]
+    assert "kid" in cells
+    assert "kid_floor" not in cells
+
+
+def with_cells(data: Path, count: int, folder: Path) -> Path:
+    """The same set with so many of its held-out pictures."""
+    shutil.copytree(data, folder)
+    lines = (data / INDEX).read_text().splitlines(keepends=True)
+    cells = [line for line in lines if json.loads(line)["split"] == "cells" and json.loads(line)["core"]]
+    others = [line for line in lines if json.loads(line)["split"] != "cells"]
+    (folder / INDEX).write_text("".join(others + cells[:count]))
+    return folder
+
+
 def test_guidance_is_chosen_by_judge_a_on_prompts_that_b_does_not_report_on(data: Path, tmp_path: Path) -> None:
     copier = Copier(data)
     config = replace(CONFIG, guidance=None, protocols=("cells",))
@@ -168,20 +194,29 @@ def test_prompts_are_chosen_without_replacement_and_for_ever(data: Path) -> None
 
 def test_a_checkpoint_draws_the_same_picture_in_any_batch(tiny_checkpoint: Path) -> None:
     prompts, seeds = ["a red fox", "a blue whale", "a boat"], [1, 2, 3]
-    together = list(open_model(tiny_checkpoint, steps=2, batch=2).draw(prompts, seeds, 3.0))
-    alone = list(open_model(tiny_checkpoint, steps=2, batch=1).draw(prompts, seeds, 3.0))
+    together = list(open_model(tiny_checkpoint, Drawing(steps=2, batch=2)).draw(prompts, seeds, 3.0))
+    alone = list(open_model(tiny_checkpoint, Drawing(steps=2, batch=1)).draw(prompts, seeds, 3.0))
     assert [image.dtype for image in together] == [np.uint8] * 3
     for a, b in zip(together, alone, strict=True):
         assert a.shape == b.shape
         assert abs(a.astype(int) - b.astype(int)).max() <= 1
-    (other,) = open_model(tiny_checkpoint, steps=2, batch=1).draw(prompts[:1], [4], 3.0)
+    (other,) = open_model(tiny_checkpoint, Drawing(steps=2, batch=1)).draw(prompts[:1], [4], 3.0)
     assert not np.array_equal(other, together[0])
+
+
+def test_a_unet_in_bfloat16_draws_nearly_the_same_and_says_so(tiny_checkpoint: Path) -> None:
+    whole, half = (open_model(tiny_checkpoint, Drawing(steps=2, bf16=bf16)) for bf16 in (False, True))
+    (a,), (b,) = (model.draw(["a red fox"], [1], 3.0) for model in (whole, half))
+    assert not np.array_equal(a, b)
+    assert abs(a.astype(int) - b.astype(int)).mean() < 2
+    assert "bfloat16" in half.describe(3.0)
+    assert "bfloat16" not in whole.describe(3.0)
 
 
 @pytest.mark.parametrize("kind", ["tiny_checkpoint", "tiny_bundle"])
 def test_a_model_draws_by_the_scheduler_that_was_asked_for(kind: str, request: pytest.FixtureRequest) -> None:
     folder, asked = request.getfixturevalue(kind), (["a red fox"], [1], 3.0)
-    own, ddim, euler = (open_model(folder, steps=3, scheduler=scheduler) for scheduler in (None, "ddim", "euler"))
+    own, ddim, euler = (open_model(folder, Drawing(3, scheduler)) for scheduler in (None, "ddim", "euler"))
     assert (own.scheduler, ddim.scheduler, euler.scheduler) == ("ddim", "ddim", "euler")
     assert "3 steps of euler" in euler.describe(3.0)
     first, same, other = (next(iter(model.draw(*asked))) for model in (own, ddim, euler))
@@ -191,7 +226,7 @@ def test_a_model_draws_by_the_scheduler_that_was_asked_for(kind: str, request: p
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model_index\.json"):
-        open_model(tmp_path, steps=2)
+        open_model(tmp_path, Drawing(steps=2))
 
 
 @pytest.mark.parametrize("fields", IMPOSSIBLE)

@@ -17,7 +17,7 @@ from snapfusion.stages.evaluate import coco
 from snapfusion.stages.evaluate.coco import Caption, pictures_of, read_captions, square
 from snapfusion.stages.evaluate.config import Config, Sources
 from snapfusion.stages.evaluate.evaluation import evaluate
-from snapfusion.stages.evaluate.model import open_model
+from snapfusion.stages.evaluate.model import Drawing, open_model
 from tiny_clip import tiny_clip
 from tiny_evaluation import small_backbone
 
@@ -107,7 +107,7 @@ def test_the_papers_protocol_end_to_end(
         protocols=("coco-2014-6k",), steps=2, guidance=7.5, curve=(1.0, 7.5), curve_pictures=4, clip=str(clip), side=32
     )
     sources = Sources(captions=captions, pictures=pictures)
-    model = open_model(tiny_sd_checkpoint, steps=2)
+    model = open_model(tiny_sd_checkpoint, Drawing(steps=2))
     found = evaluate(config, model, sources, tmp_path / "out", tmp_path / "cache")
     asked = json.loads((tmp_path / "out" / "requests.json").read_text())["coco-2014-6k"]
     assert len({one["key"] for one in asked}) == 6
@@ -143,7 +143,7 @@ def test_the_line_says_whatever_could_change_the_number(
 ) -> None:
     config = Config(protocols=("captions",), guidance=3.0, curve=(), clip=str(clip), side=48, reference="prompted")
     sources = Sources(captions=captions, pictures=pictures)
-    model = open_model(tiny_sd_checkpoint, steps=2)
+    model = open_model(tiny_sd_checkpoint, Drawing(steps=2))
     found = evaluate(config, model, sources, tmp_path / "out", tmp_path / "cache")
     digest = hashlib.sha256(captions.read_bytes()).hexdigest()[:12]
     for said in (
@@ -186,7 +186,7 @@ def test_captions_without_their_pictures_are_held_against_all(
 ) -> None:
     file = tmp_path / "captions.txt"
     file.write_text("a red fox\na cat\na boat\n")
-    sources, model = Sources(captions=file, pictures=pictures), open_model(tiny_sd_checkpoint, steps=1)
+    sources, model = Sources(captions=file, pictures=pictures), open_model(tiny_sd_checkpoint, Drawing(steps=1))
     settings: dict[str, Any] = {"protocols": ("captions",), "guidance": 1.0, "curve": (), "clip": str(clip), "side": 32}
     found = evaluate(Config(**settings), model, sources, tmp_path / "out", tmp_path / "cache").figures["captions"]
     assert "3 drawn against 10 real" in found["fid"].protocol

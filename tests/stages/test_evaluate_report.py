@@ -81,7 +81,9 @@ def test_the_report_holds_both_models_and_what_is_shown(folder: Path) -> None:
 
 SPREAD = {"median": 2.0, "low": 1.0, "high": 3.0}
 TIMINGS = {
-    "machine": {"cpu": "a <cpu>", "cores": 2, "busy": 0.1, "system": "x", "torch": "2", "openvino": "3"},
+    "machine": {
+        "cpu": "a <cpu>", "cores": 2, "gpu": "<gpu>", "busy": 0.1, "system": "x", "torch": "2", "openvino": "3",
+    },
     "runs": 3, "prompt": "a fox",
     "models": [
         {"parts_ms": {}, "warm_s": SPREAD, "cold_s": {**SPREAD, "median": 5.0}, "peak_bytes": 2e9},
@@ -112,7 +114,7 @@ def test_the_page_is_one_file_and_says_what_the_report_says(folder: Path) -> Non
         for protocol, figures in one["evaluation"]["figures"].items():
             assert one["evaluation"]["protocols"][protocol] in found.text
             assert f"{figures['kid']['value']:.4g}" in found.text
-    for said in ("a <base>", "7 blind pairs", "a <cpu>", "0.50 s", "4.00×", "2.00 GB", "500 MB", "2.50×"):
+    for said in ("a <base>", "7 blind pairs", "a <cpu>", "an <gpu>", "0.50 s", "4.00×", "2.00 GB", "500 MB", "2.50×"):
         assert said in found.text
     assert "a <base>" not in page  # escaped
 

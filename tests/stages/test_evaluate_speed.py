@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from snapfusion.stages.evaluate.exam import Request
-from snapfusion.stages.evaluate.model import open_model
+from snapfusion.stages.evaluate.model import Drawing, open_model
 from snapfusion.stages.evaluate.speed import cold_command, measure_speed, parts_of, time_a_process, time_in_turns
 
 MB = 1 << 20
@@ -46,7 +46,7 @@ def test_a_process_that_fails_says_why() -> None:
 @pytest.mark.parametrize("kind", ["tiny_checkpoint", pytest.param("tiny_bundle", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("guided", [True, False])
 def test_parts_are_called_as_drawing_calls_them(kind: str, guided: bool, request: pytest.FixtureRequest) -> None:
-    model = open_model(request.getfixturevalue(kind), steps=1)
+    model = open_model(request.getfixturevalue(kind), Drawing(steps=1))
     assert model.opened is not None
     parts = parts_of(model.opened, "a red fox", guided)
     shapes = {name: np.shape(call()) for name, call in parts.items()}
@@ -56,7 +56,7 @@ def test_parts_are_called_as_drawing_calls_them(kind: str, guided: bool, request
 
 @pytest.mark.slow
 def test_a_checkpoint_and_its_bundle_are_timed_side_by_side(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
-    models = [open_model(tiny_checkpoint, steps=2), open_model(tiny_bundle, steps=2)]
+    models = [open_model(tiny_checkpoint, Drawing(steps=2)), open_model(tiny_bundle, Drawing(steps=2))]
     request = Request("fox", "-- a red fox", 2**32 - 1)  # a prompt that looks like a flag
     assert "generate" in cold_command(models[1], request, 2.0)
     timings = measure_speed(models, [2.0, 2.0], request, runs=1)

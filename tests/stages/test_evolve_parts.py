@@ -14,7 +14,7 @@ from snapfusion.data.choice import seed_of
 from snapfusion.data.prompts import prompt_of
 from snapfusion.denoising import Batch
 from snapfusion.fit import FitConfig
-from snapfusion.latents import Cache
+from snapfusion.latents import Cache, Shares
 from snapfusion.metrics.estimate import Estimate
 from snapfusion.model.architecture import Architecture
 from snapfusion.model.unet import ElasticUNet
@@ -113,7 +113,7 @@ def pictures(unet: ElasticUNet) -> Data:
         embeddings=torch.randn(12, 5, 12).half(),
         recoloured=torch.zeros(6, dtype=torch.bool),
     )
-    return Data(cache, sticker_schedule(), batch=2, dropout=0.1, recoloured=0.0, seed=0)
+    return Data(cache, sticker_schedule(), batch=2, seed=0, shares=Shares(dropout=0.1))
 
 
 def test_robust_training_that_pauses_after_every_step_comes_to_the_same(

@@ -45,7 +45,7 @@ def draw_batch(cache: Cache, steps: Leap, config: Config, step: int) -> Batch:
     P of Eq. 11 is drawn once for the batch, w for each picture. The vanilla loss drops captions from student and
     teacher alike; the CFG-aware one has an unconditional branch anyway, and only its L_ori does.
     """
-    drawn = draw_examples(cache, config.batch, config.seed, step, config.dropout, config.recoloured)
+    drawn = draw_examples(cache, config.batch, config.seed, step, config.shares)
     draw = np.random.default_rng((config.seed, step, EQUATION))
     guided = draw.random() < config.p
     w = torch.from_numpy(draw.uniform(*config.guidance, size=config.batch)).float()

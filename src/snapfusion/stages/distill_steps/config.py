@@ -6,6 +6,7 @@ from typing import Literal
 
 from snapfusion.diffusion.schedule import LARGEST_SHIFT, POSSIBLE_SHIFTS
 from snapfusion.fit import FitConfig
+from snapfusion.latents import Shares
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Training:
     """Share of the pictures that lose their caption, else the unconditional branch decays."""
     recoloured: float = 0.12
     """Share that are copies with a turned hue, and say so."""
+    mirrored: float = 0.5
+    """Share that are mirrored, and do not say so."""
     variants: int = 8
     """Different sentences for a picture."""
     accumulate: int = 1
@@ -47,8 +50,14 @@ class Training:
         for name in ("batch", "accumulate", "variants", "observe_steps"):
             if (got := getattr(self, name)) < 1:
                 raise ValueError(f"got --{name.replace('_', '-')} {got}, expected at least 1")
+        _ = self.shares  # refuses what is none
         if self.images < self.batch:
             raise ValueError(f"got --images {self.images}, expected at least a batch of {self.batch}")
+
+    @property
+    def shares(self) -> Shares:
+        """How many of the examples are changed, and how."""
+        return Shares(self.dropout, self.recoloured, self.mirrored)
 
     @property
     def steps_of_training(self) -> int:

@@ -100,9 +100,7 @@ def convert(config: VelocityConfig, before: Checkpoint, data: Path, folder: Path
 def draw(cache: Cache, schedule: Schedule, config: VelocityConfig, step: int) -> Batch:
     """The batch of one step, over all of the schedule's t."""
     # The velocity in a predicted noise has that noise's error, 1 / alpha times as large: min-SNR evens it out.
-    return draw_batch(
-        cache, schedule, config.batch, config.dropout, config.seed, step, config.recoloured, snr_gamma=SNR_GAMMA
-    )
+    return draw_batch(cache, schedule, config.batch, config.seed, step, config.shares, snr_gamma=SNR_GAMMA)
 
 
 @torch.no_grad()

@@ -5,16 +5,13 @@ from pathlib import Path
 from torch import nn
 
 from snapfusion.checkpoint import load_checkpoint
-from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.sampling import Sampling, decode, draw_latents, pixels
 
 
-def draw_once(
-    folder: Path, device: str, steps: int, scheduler: Scheduler, guidance: float, prompt: str, seed: int
-) -> None:
+def draw_once(folder: Path, device: str, sampling: Sampling, prompt: str, seed: int) -> None:
     """Open the checkpoint in `folder` and draw `prompt`."""
     checkpoint = load_checkpoint(folder)
     networks: list[nn.Module] = [checkpoint.text_encoder, checkpoint.unet, checkpoint.vae]
     for network in networks:
         network.to(device).eval()
-    pixels(decode(checkpoint.vae, draw_latents(checkpoint, [prompt], [seed], Sampling(steps, guidance, scheduler))))
+    pixels(decode(checkpoint.vae, draw_latents(checkpoint, [prompt], [seed], sampling)))

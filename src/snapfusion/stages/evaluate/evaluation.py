@@ -84,9 +84,9 @@ def evaluate(config: Config, model: Model, sources: Sources, out: Path, cache: P
 
 def _examine(config: Config, model: Model, sources: Sources, work: Path, cache: Path | None) -> Evaluation:
     clip = load_clip(config.clip, config.device) if config.clip is not None else None
+    exams = _exams(config, sources, clip, work, cache)  # before anything is drawn: it refuses what it cannot mark
     choice = {} if config.guidance is not None else try_guidances(config, model, sources, work, cache)
     guidance = config.guidance if config.guidance is not None else float(max(choice, key=lambda name: choice[name]))
-    exams = _exams(config, sources, clip, work, cache)
 
     def sit(exam: Exam, guidance: float, count: int | None = None) -> dict[str, Figure]:
         folder = work / "pictures" / f"guidance-{guidance:g}"

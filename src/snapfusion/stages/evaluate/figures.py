@@ -17,6 +17,7 @@ from snapfusion.metrics.memorisation import nearest
 
 FID_REPLICATES = 20
 KID_MOST = 6000  # of pictures drawn: its kernel matrix is as wide as they are many
+FEWEST = 2  # pictures that have a spread
 INCEPTION = "2015 Inception pool3, bicubic to 299 px"
 
 
@@ -40,17 +41,21 @@ def figure(estimate: Estimate, protocol: str) -> Figure:
 
 
 def distances(drawn: Vectors, real: Vectors, half: NDArray[np.bool_], with_fid: bool) -> dict[str, Figure]:
-    """KID and, if wanted, FID; beside them the floor: the real pictures where `half` is true against the rest."""
+    """KID and, if wanted, FID; beside them the floor: the real pictures where `half` is true against the rest.
+
+    A set of so few pictures that a half has less than two has no floor.
+    """
     few = drawn[:KID_MOST]
     a, b = real[half], real[~half]
-    figures = {
-        "kid": figure(kid(few, real), f"unbiased; {len(few)} drawn against {len(real)} real; {INCEPTION}"),
-        "kid_floor": figure(kid(a[:KID_MOST], b), f"unbiased; {len(a[:KID_MOST])} against {len(b)} real; {INCEPTION}"),
-    }
+    figures = {"kid": figure(kid(few, real), f"unbiased; {len(few)} drawn against {len(real)} real; {INCEPTION}")}
     if with_fid:
         sizes = f"{len(drawn)} drawn against {len(real)} real; {INCEPTION}"
         figures["fid"] = figure(fid(drawn, real, FID_REPLICATES), sizes)
-        figures["fid_floor"] = figure(fid(a, b, FID_REPLICATES), f"{len(a)} against {len(b)} real; {INCEPTION}")
+    if min(len(a), len(b)) >= FEWEST:
+        sizes = f"{len(a[:KID_MOST])} against {len(b)} real; {INCEPTION}"
+        figures["kid_floor"] = figure(kid(a[:KID_MOST], b), f"unbiased; {sizes}")
+        if with_fid:
+            figures["fid_floor"] = figure(fid(a, b, FID_REPLICATES), f"{len(a)} against {len(b)} real; {INCEPTION}")
     return figures
 
 

@@ -22,6 +22,24 @@ STEPS = 50  # of a checkpoint that was not distilled: the paper's for Stable Dif
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """How a model is to draw."""
+
+    steps: int | None = None
+    """None for the bundle's own, or as many as the checkpoint was distilled for, or 50."""
+    scheduler: Scheduler | None = None
+    """None for the bundle's own, or DDIM."""
+    batch: int = 8
+    """Pictures that a checkpoint draws together; this and what follows concern no bundle."""
+    device: str = "cpu"
+    bf16: bool = False
+    """Whether its UNet computes in bfloat16."""
+
+
+AS_IT_IS = Drawing()
+
+
+@dataclass(frozen=True)
 class Model:
     """A text-to-image model under its name. `draw(prompts, seeds, guidance)` gives the pictures in order."""
 
@@ -39,6 +57,8 @@ class Model:
     """What draws, in memory; None for a model that is nothing but a function."""
     timestep_shift: float = 1.0
     """Where its steps are: see `snapfusion.diffusion.schedule`."""
+    bf16: bool = False
+    """Whether a checkpoint's UNet computes in bfloat16."""
 
     def describe(self, guidance: float) -> str:
         """How it draws, on a line: all that a figure depends on besides the protocol."""
@@ -49,13 +69,8 @@ class Model:
         )
 
 
-def open_model(
-    folder: Path, steps: int | None = None, batch: int = 8, device: str = "cpu", scheduler: Scheduler | None = None
-) -> Model:
-    """The bundle or the checkpoint in a folder; `batch` and `device` concern the checkpoint alone.
-
-    `steps` None takes the bundle's own, or as many as the checkpoint was distilled for, or 50; `scheduler` None the
-    bundle's own, or DDIM.
+def open_model(folder: Path, how: Drawing = AS_IT_IS) -> Model:
+    """The bundle or the checkpoint in a folder.
 
     Raises:
         ValueError: the folder holds neither.
@@ -63,19 +78,28 @@ def open_model(
     if (folder / MANIFEST).is_file():
         opened = open_bundle(folder)
         bundle, defaults = opened.bundle, opened.bundle.manifest.defaults
-        steps = steps or defaults.steps
+        steps = how.steps or defaults.steps
         engine = f"{bundle.runtime} {load(bundle.runtime).precision()}"
-        scheduler = scheduler or defaults.scheduler
+        scheduler = how.scheduler or defaults.scheduler
         draw, side = _draw_one_by_one(opened, steps, scheduler), bundle.image_size
         shift = bundle.schedule.timestep_shift
         return Model(bundle.manifest.name, bundle.hash, engine, steps, scheduler, side, draw, folder, opened, shift)
     checkpoint = load_checkpoint(folder)
-    steps = steps or checkpoint.schedule.distilled_steps or STEPS
-    sampling, side = Sampling(steps, scheduler=scheduler or "ddim"), latent_shape(checkpoint)[1] * checkpoint.vae.factor
-    draw = _draw_batches(checkpoint, sampling, batch, device)
-    name, engine = folder.resolve().name, f"torch float32 on {device}"
-    shift = checkpoint.schedule.timestep_shift
-    return Model(name, hash_of(folder), engine, steps, sampling.scheduler, side, draw, folder, checkpoint, shift)
+    steps, scheduler = how.steps or checkpoint.schedule.distilled_steps or STEPS, how.scheduler or "ddim"
+    sampling, side = Sampling(steps, scheduler=scheduler, bf16=how.bf16), latent_shape(checkpoint)[1]
+    return Model(
+        folder.resolve().name,
+        hash_of(folder),
+        f"torch float32{', its UNet in bfloat16,' if how.bf16 else ''} on {how.device}",
+        steps,
+        scheduler,
+        side * checkpoint.vae.factor,
+        _draw_batches(checkpoint, sampling, how.batch, how.device),
+        folder,
+        checkpoint,
+        checkpoint.schedule.timestep_shift,
+        how.bf16,
+    )
 
 
 def hash_of_model(folder: Path) -> str:

@@ -43,9 +43,11 @@ print(json.dumps({"status": status, "seconds": seconds, "bytes": usage.ru_maxrss
 DRAW_ONCE = """
 import sys
 from pathlib import Path
+from snapfusion.sampling import Sampling
 from snapfusion.stages.evaluate.draw_once import draw_once
-folder, device, steps, scheduler, guidance, prompt, seed = sys.argv[1:]
-draw_once(Path(folder), device, int(steps), scheduler, float(guidance), prompt, int(seed))
+folder, device, steps, guidance, scheduler, precision, prompt, seed = sys.argv[1:]
+sampling = Sampling(int(steps), float(guidance), scheduler, bf16=precision == "bf16")
+draw_once(Path(folder), device, sampling, prompt, int(seed))
 """
 
 
@@ -75,7 +77,7 @@ def measure_speed(models: Sequence[Model], guidances: Sequence[float], request: 
     calls: list[dict[str, Callable[[], object]]] = []
     for model, guidance in zip(models, guidances, strict=True):
         assert model.opened is not None, f"{model.name} is a function: it has no parts"
-        parts = parts_of(model.opened, request.prompt, guided=guidance != 1)
+        parts = parts_of(model.opened, request.prompt, guided=guidance != 1, bf16=model.bf16)
         calls.append({**parts, "picture": partial(_draw_first, model, request, guidance)})
     warm = time_in_turns(calls, runs)
     cold: list[list[tuple[float, int]]] = [[] for _ in models]
@@ -94,11 +96,13 @@ def measure_speed(models: Sequence[Model], guidances: Sequence[float], request: 
     return {"machine": machine(), "runs": runs, "prompt": request.prompt, "models": [asdict(speed) for speed in speeds]}
 
 
-def parts_of(opened: OpenBundle | Checkpoint, prompt: str, guided: bool) -> dict[str, Callable[[], object]]:
+def parts_of(
+    opened: OpenBundle | Checkpoint, prompt: str, guided: bool, bf16: bool = False
+) -> dict[str, Callable[[], object]]:
     """Each network as drawing calls it, ready to be called."""
     prompts = ["", prompt] if guided else [prompt]
     if isinstance(opened, Checkpoint):
-        return _torch_parts(opened, prompts)
+        return _torch_parts(opened, prompts, bf16)
     bundle, networks = opened.bundle, opened.networks
     tokens, _ = tokenize(bundle.tokenizer, prompts, bundle.length)
     embedding, t = networks.text_encoder(input_ids=tokens), np.array([1])
@@ -110,14 +114,19 @@ def parts_of(opened: OpenBundle | Checkpoint, prompt: str, guided: bool) -> dict
     }
 
 
-def _torch_parts(checkpoint: Checkpoint, prompts: list[str]) -> dict[str, Callable[[], object]]:
+def _torch_parts(checkpoint: Checkpoint, prompts: list[str], bf16: bool) -> dict[str, Callable[[], object]]:
     unet, vae = checkpoint.unet, checkpoint.vae
     embedding = embed(checkpoint, prompts)
     latents = torch.zeros(len(prompts), *latent_shape(checkpoint), device=unet.device)
-    without_gradients = torch.no_grad()
+
+    @torch.no_grad()
+    def predict() -> object:
+        with torch.autocast(unet.device.type, torch.bfloat16, enabled=bf16):
+            return unet(latents, 1, embedding).sample.cpu()  # waits for a device
+
     return {
         "text_encoder": lambda: embed(checkpoint, prompts).cpu(),
-        "unet": without_gradients(lambda: unet(latents, 1, embedding).sample.cpu()),  # waits for a device
+        "unet": predict,
         "vae_decoder": lambda: decode(vae, latents[:1]).cpu(),
     }
 
@@ -144,7 +153,7 @@ def cold_command(model: Model, request: Request, guidance: float) -> list[str]:
     folder, steps, seed = str(model.folder.resolve()), str(model.steps), str(request.seed)
     if isinstance(model.opened, Checkpoint):
         device = model.opened.unet.device.type
-        asked = [steps, model.scheduler, str(guidance), request.prompt, seed]
+        asked = [steps, str(guidance), model.scheduler, "bf16" if model.bf16 else "fp32", request.prompt, seed]
         return [sys.executable, "-c", DRAW_ONCE, folder, device, *asked]
     flags = ["--bundle", folder, "--steps", steps, "--guidance", str(guidance), "--seed", seed]
     flags += ["--scheduler", model.scheduler, "--quiet"]

@@ -10,7 +10,7 @@ from snapfusion.stage_folder import TIMINGS, run_in_folder
 from snapfusion.stages.evaluate.config import REAL_PICTURES, Config, Sources, inputs_of
 from snapfusion.stages.evaluate.cost import costs_of
 from snapfusion.stages.evaluate.evaluation import Evaluation, evaluate, read
-from snapfusion.stages.evaluate.model import Model, hash_of_model, open_model
+from snapfusion.stages.evaluate.model import Drawing, Model, hash_of_model, open_model
 from snapfusion.stages.evaluate.page import PAIRS, write_page
 from snapfusion.stages.evaluate.pairs import blind_pairs, write_pairs
 from snapfusion.stages.evaluate.report import Entry, pictures_of, report_of, shown_requests
@@ -52,7 +52,8 @@ def run(config: Config, models: Sequence[Path], sources: Sources, out: Path, cac
     inputs |= {f"model {place}": hash_of_model(folder) for place, folder in enumerate(models, 1)}
 
     def work(partial: Path) -> Mapping[str, Any]:
-        opened = [open_model(folder, config.steps, config.batch, config.device, config.scheduler) for folder in models]
+        how = Drawing(config.steps, config.scheduler, config.batch, config.device, config.precision == "bf16")
+        opened = [open_model(folder, how) for folder in models]
         return compare(config, opened, sources, partial, cache)
 
     figures = run_in_folder(out, config, inputs, work, alone=True)

@@ -17,7 +17,7 @@ from snapfusion.metrics.clip_score import Clip
 from snapfusion.metrics.features import Images
 from snapfusion.stage_folder import hash_of_file
 from snapfusion.stages.evaluate.exam import Exam, Request, look
-from snapfusion.stages.evaluate.figures import Figure, clip_scores, distances, memorised, verdicts
+from snapfusion.stages.evaluate.figures import FEWEST, Figure, clip_scores, distances, memorised, verdicts
 from snapfusion.stages.evaluate.protocol import Protocol
 
 
@@ -57,8 +57,16 @@ def sticker_exam(protocol: Protocol, bench: Bench, data: Path, clip: Clip | None
     """A protocol on the bench's pairs, of the set in `data`.
 
     Prompts on which judge B may report come first; the rest only fill up a protocol that needs more.
+
+    Raises:
+        ValueError: the set has too few pictures of the protocol's split.
     """
     reference = [pair for pair in bench.pairs if pair.split == protocol.split]
+    if len(reference) < FEWEST:
+        raise ValueError(
+            f"got {len(reference)} pictures of {protocol.split} in {data} for protocol {protocol.name}, expected at "
+            f"least {FEWEST}; choose others by --protocols"
+        )
     fair = bench.unseen(reference)
     keys = {pair.key for pair in fair}
     rest = [pair for pair in reference if pair.key not in keys]

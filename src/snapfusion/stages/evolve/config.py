@@ -6,6 +6,7 @@ from typing import Literal
 
 from snapfusion.denoising import check_shift
 from snapfusion.fit import FitConfig
+from snapfusion.latents import Shares
 from snapfusion.stages.evolve.finetune import Distillation
 from snapfusion.stages.evolve.robust import Schooling, Skip
 from snapfusion.stages.evolve.search import Limits
@@ -73,6 +74,8 @@ class Config:
     """Share of the pictures that are trained with the empty prompt."""
     recoloured: float = 0.12
     """Share that are copies with a turned hue, and say so."""
+    mirrored: float = 0.5
+    """Share that are mirrored, and do not say so."""
     noise_shift: float = 1.0
     """Above 1, noisy levels are drawn more often than others (see diffusion.schedule.shifted)."""
     variants: int = 8
@@ -94,6 +97,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_shift(self.noise_shift)
+        _ = self.shares  # refuses what is none
         for name, least in (("cuts", 1), ("latents", 1), ("prompts", 1), ("steps", 1), ("batch", 1)):
             if (got := getattr(self, name)) < least:
                 raise ValueError(f"got --{name} {got}, expected at least {least}")
@@ -105,6 +109,11 @@ class Config:
             check_shift(self.score_shift)
         if not 0 <= self.room < 1:
             raise ValueError(f"got room {self.room}, expected a share of the budget, from 0 to less than 1")
+
+    @property
+    def shares(self) -> Shares:
+        """How many of the examples are changed, and how."""
+        return Shares(self.dropout, self.recoloured, self.mirrored)
 
     @property
     def limits(self) -> Limits:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from snapfusion.denoising import Batch, draw_batch, weighted_error
 from snapfusion.diffusion.schedule import Schedule
 from snapfusion.fit import Fit, FitConfig, Share, fit
-from snapfusion.latents import Cache
+from snapfusion.latents import PLAIN, Cache, Shares
 from snapfusion.model.unet import ElasticUNet
 
 EQUATION = 5  # tells this draw of (seed, step) from the batch's
@@ -74,14 +74,13 @@ class Data:
     cache: Cache
     schedule: Schedule
     batch: int
-    dropout: float
-    recoloured: float
     seed: int
+    shares: Shares = PLAIN
     noise_shift: float = 1.0
 
     def draw(self, step: int, share: Share) -> Batch:
         """A share of the batch of one step."""
-        chosen = (self.batch, self.dropout, self.seed, step, self.recoloured)
+        chosen = (self.batch, self.seed, step, self.shares)
         return draw_batch(self.cache, self.schedule, *chosen, shift=self.noise_shift)[share.rows]
 
 

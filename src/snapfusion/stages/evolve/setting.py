@@ -11,7 +11,7 @@ from snapfusion.data.pairs import load_index
 from snapfusion.denoising import draw_batch
 from snapfusion.fit import device_of_run
 from snapfusion.json_file import read_json, write_json
-from snapfusion.latents import Cache, Encoders, load_caches
+from snapfusion.latents import Cache, Encoders, Shares, load_caches
 from snapfusion.metrics import judge_a
 from snapfusion.metrics.estimate import Estimate
 from snapfusion.metrics.features import VectorStore
@@ -73,7 +73,7 @@ def prepare(config: Config, sources: Sources, goal: Goal, folder: Path) -> Setti
     for network in (base.text_encoder, base.unet, base.vae):
         network.to(device).requires_grad_(False)  # pyright: ignore[reportArgumentType]
     train, held_out = load_latents(config, base, sources.data, folder / CACHE)
-    data = Data(train, base.schedule, config.batch, config.dropout, config.recoloured, config.seed, config.noise_shift)
+    data = Data(train, base.schedule, config.batch, config.seed, config.shares, config.noise_shift)
     sampled = config.score in ("drawing", "trajectory")
     trial = drawn(config, base, sources) if sampled else predicted(config, base, held_out)
     if not (folder / BASE).is_file():
@@ -105,16 +105,7 @@ def predicted(config: Config, base: Checkpoint, held_out: Cache) -> Trial:
     """Losses on real latents that the base was not trained on."""
     rows, shift = min(ROWS, config.latents), config.score_shift or config.noise_shift
     batches = [
-        draw_batch(
-            held_out,
-            base.schedule,
-            rows,
-            dropout=0.0,
-            seed=config.seed,
-            step=step,
-            recoloured=0.0,
-            shift=shift,
-        )
+        draw_batch(held_out, base.schedule, rows, config.seed, step, Shares(mirrored=config.mirrored), shift=shift)
         for step in range(config.latents // rows)
     ]
     return (denoising_trial if config.score == "denoising" else output_trial)(base.unet, batches)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from snapfusion.denoising import check_shift
 from snapfusion.json_file import read_json, write_json
+from snapfusion.latents import Shares
 from snapfusion.processes import rank
 
 FREE = ("images", "patience", "observe_steps", "accumulate", "gradient_checkpointing", "tracker", "max_seconds")
@@ -38,6 +39,8 @@ class Config:
     """Above 1, noisy levels are drawn more often than others (see diffusion.schedule.shifted)."""
     recoloured: float = 0.12
     """Share that are copies with a turned hue, and say so."""
+    mirrored: float = 0.5
+    """Share that are mirrored, and do not say so."""
     variants: int = 8
     """Different sentences for a picture."""
     length: int = 32
@@ -65,6 +68,12 @@ class Config:
 
     def __post_init__(self) -> None:
         check_shift(self.noise_shift)
+        _ = self.shares  # refuses what is none
+
+    @property
+    def shares(self) -> Shares:
+        """How many of the examples are changed, and how."""
+        return Shares(self.dropout, self.recoloured, self.mirrored)
 
 
 @dataclass(frozen=True)

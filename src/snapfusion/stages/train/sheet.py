@@ -7,7 +7,7 @@ from torch import nn
 
 from snapfusion.denoising import denoising_loss, draw_batch
 from snapfusion.diffusion.schedule import Schedule
-from snapfusion.latents import Cache
+from snapfusion.latents import PLAIN, Cache, Shares
 
 PROMPTS = (
     "a fox, 3D render", "a strawberry, soft gradient", "a rocket, cartoon", "a castle, black silhouette",
@@ -31,11 +31,13 @@ def tile(images: np.ndarray, columns: int, side: int = 128) -> Image.Image:
 
 
 @torch.inference_mode()
-def held_out_loss(unet: nn.Module, cache: Cache, schedule: Schedule, batches: int = 8, batch: int = 64) -> float:
+def held_out_loss(
+    unet: nn.Module, cache: Cache, schedule: Schedule, shares: Shares = PLAIN, batches: int = 8, batch: int = 64
+) -> float:
     """Mean denoising loss on held-out pictures; the same pictures, steps and noise at every call."""
     total = 0.0
     for index in range(batches):
-        drawn = draw_batch(cache, schedule, batch, dropout=0.0, seed=0, step=index, recoloured=0.0)
+        drawn = draw_batch(cache, schedule, batch, 0, index, shares)
         with torch.autocast(cache.latents.device.type, torch.bfloat16):
             total += denoising_loss(unet, drawn).item()
     return total / batches

@@ -28,7 +28,7 @@ from snapfusion.data.stickers import build
 from snapfusion.denoising import denoising_loss, draw_batch
 from snapfusion.fit import Fit, FitConfig, Share, device_of_run, fit
 from snapfusion.json_file import read_json, write_json
-from snapfusion.latents import Cache, Encoders, encode_images, encode_prompts, load_caches, train_and_cells
+from snapfusion.latents import Cache, Encoders, Shares, encode_images, encode_prompts, load_caches, train_and_cells
 from snapfusion.metrics.lpips import load_lpips
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.model.unet import ElasticUNet
@@ -101,6 +101,7 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
         held_out,
         vae,
         encode_prompts(list(PROMPTS), encoders).to(device),
+        Shares(mirrored=config.mirrored),
     )
     checkpoint, steps, paused = Checkpoint(tokenizer, config.length, text_encoder, unet, vae, schedule), 0, None
     try:
@@ -196,10 +197,9 @@ def train_unet(config: Config, unet: ElasticUNet, cache: Cache, folder: Path, wa
             cache,
             schedule,
             config.batch,
-            config.dropout,
             config.seed,
             step,
-            config.recoloured,
+            config.shares,
             config.snr_gamma,
             config.noise_shift,
         )

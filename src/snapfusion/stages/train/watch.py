@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from snapfusion.latents import Cache
+from snapfusion.latents import PLAIN, Cache, Shares
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.sampling import Sampling, decode, noise_of, pixels, sample_latents
 from snapfusion.stages.train.sheet import PROMPTS, held_out_loss, tile
@@ -34,8 +34,9 @@ class Watch:
         held_out: Cache,
         vae: PatchAutoencoderKL,
         embedding: torch.Tensor,
+        shares: Shares = PLAIN,
     ):
-        self.folder, self.batch, self.patience, self.vae = folder, batch, patience, vae
+        self.folder, self.batch, self.patience, self.vae, self.shares = folder, batch, patience, vae, shares
         self.held_out, self.schedule = held_out, sticker_schedule()
         self.empty, self.embedding = cache.embeddings[:1].to(embedding.device).float(), embedding.float()
         self.noise = noise_of(cache.latents.shape[1:], range(len(PROMPTS))).to(embedding.device)
@@ -44,7 +45,7 @@ class Watch:
     def __call__(self, step: int, unet: nn.Module) -> bool:
         """Look, and say whether to stop."""
         unet.eval()
-        loss = held_out_loss(unet, self.held_out, self.schedule)
+        loss = held_out_loss(unet, self.held_out, self.schedule, self.shares)
         latent = sample_latents(unet, self.schedule, self.embedding, self.empty, self.noise, SAMPLING)
         unet.train()
         (self.folder / "sheets").mkdir(parents=True, exist_ok=True)
@@ -71,6 +72,6 @@ class Watch:
         """Put the weights with the best held-out loss into `unet`, if any look was taken, and return that loss."""
         looks = self.looks()
         if not looks:
-            return held_out_loss(unet, self.held_out, self.schedule)
+            return held_out_loss(unet, self.held_out, self.schedule, self.shares)
         unet.load_state_dict(load_file(self.best))
         return min(look["held_out_loss"] for look in looks)
