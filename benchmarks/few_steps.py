@@ -25,7 +25,7 @@ from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.metrics.fidelity import psnr
 from snapfusion.metrics.lpips import load_lpips
 from snapfusion.sampling import Sampling, decode
-from snapfusion.stages.export.shift import MANY_STEPS, latents, moved, relative_error
+from snapfusion.stages.export.shift import MANY_STEPS, latents, relative_error
 
 BATCH = 16
 SCHEDULERS: tuple[Scheduler, ...] = ("ddim", "dpm++")
@@ -51,7 +51,7 @@ def main() -> None:
     prompts, seeds = [*map(prompt_of, asked)], [*map(seed_of, asked)]
 
     def drawn_with(shift: float, sampling: Sampling) -> Tensor:
-        placed = replace(checkpoint, schedule=moved(checkpoint.schedule, shift))
+        placed = replace(checkpoint, schedule=checkpoint.schedule.placed(shift))
         return latents(placed, prompts, seeds, sampling)
 
     def pictures(latent: Tensor) -> Tensor:

@@ -26,10 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from record import write_record
-from snapfusion.checkpoint import load_checkpoint, save_checkpoint
 from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.progress import log_to_terminal
 from snapfusion.stages.distill_steps.config import Config
@@ -38,7 +35,6 @@ from snapfusion.stages.evaluate.config import Config as Marking
 from snapfusion.stages.evaluate.config import Sources
 from snapfusion.stages.evaluate.evaluation import evaluate
 from snapfusion.stages.evaluate.model import Drawing, open_model
-from snapfusion.stages.export.shift import moved
 
 BASE_STEPS, BATCH = 50, 16
 FIGURES = ("kid", "alignment", "recall_at_10", "style")
@@ -77,13 +73,6 @@ def joined(plans: dict[str, Plan]) -> Plan:
     return tuple(legs)
 
 
-def placed(folder: Path, shift: float, out: Path) -> Path:
-    """The checkpoint with its steps placed by `shift`, in `out`."""
-    checkpoint = load_checkpoint(folder)
-    save_checkpoint(replace(checkpoint, schedule=moved(checkpoint.schedule, shift)), out, torch.float16)
-    return out
-
-
 @dataclass(frozen=True)
 class Entry:
     """A checkpoint and how it draws."""
@@ -92,13 +81,14 @@ class Entry:
     folder: Path
     steps: int
     scheduler: Scheduler = "ddim"
+    timestep_shift: float | None = None
 
 
 def judged(entry: Entry, marking: Marking, data: Path, out: Path) -> Iterator[dict[str, Any]]:
     """A row for each guidance."""
     start, model = (
         time.perf_counter(),
-        open_model(entry.folder, Drawing(entry.steps, entry.scheduler, BATCH, bf16=True)),
+        open_model(entry.folder, Drawing(entry.steps, entry.scheduler, entry.timestep_shift, BATCH, bf16=True)),
     )
     (protocol,) = marking.protocols
     found = evaluate(marking, model, Sources(data), out / "judged" / f"{protocol} {entry.name}".replace(" ", "-"))
@@ -132,9 +122,10 @@ def main() -> None:
     plans = {name: plan for name, plan in plans.items() if name in (options.only or plans)}
     results = run_plan(joined(plans), {"base": options.base, "evolved": options.evolved}, options.data, out)
 
-    undistilled = placed(options.evolved, shift, out / "placed")
     entries = [Entry(f"base {BASE_STEPS} steps", options.base, BASE_STEPS)]
-    entries += [Entry(f"undistilled {scheduler}", undistilled, steps, scheduler) for scheduler in UNDISTILLED]
+    entries += [
+        Entry(f"undistilled {scheduler}", options.evolved, steps, scheduler, shift) for scheduler in UNDISTILLED
+    ]
     entries += [Entry(name, results[f"{name}/{plan[-1].name}"].checkpoint, steps) for name, plan in plans.items()]
     first, *others = options.guidances
     marking = Marking((options.protocol,), options.subset, guidance=first, curve=tuple(others), curve_pictures=1000)

@@ -234,3 +234,17 @@ def test_another_kind_of_scheduler_is_refused():
 def test_an_impossible_number_of_steps_is_refused(steps):
     with pytest.raises(ValueError, match=f"got {steps} steps, expected 1..1000"):
         Schedule().timesteps(steps)
+
+
+def test_placed_steps_are_trailing() -> None:
+    schedule = Schedule(timestep_spacing="leading", steps_offset=1)
+    assert schedule.placed(2.0) == replace(schedule, timestep_spacing="trailing", timestep_shift=2.0)
+    with pytest.raises(ValueError, match="got timestep_shift 0"):
+        schedule.placed(0.0)
+
+
+def test_a_distilled_checkpoint_keeps_its_steps() -> None:
+    distilled = Schedule(timestep_spacing="trailing", distilled_steps=8, timestep_shift=2.0)
+    assert distilled.placed(2.0) == distilled
+    with pytest.raises(ValueError, match="was distilled for 8 steps with 2, expected none: it knows no others"):
+        distilled.placed(3.0)

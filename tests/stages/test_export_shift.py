@@ -10,7 +10,7 @@ from snapfusion import tiny
 from snapfusion.checkpoint import Checkpoint
 from snapfusion.diffusion.schedule import velocity
 from snapfusion.sampling import Sampling, draw_latents
-from snapfusion.stages.export.shift import MANY_STEPS, SHIFTS, Search, moved, search
+from snapfusion.stages.export.shift import MANY_STEPS, SHIFTS, Search, search
 
 SAMPLING = Sampling(steps=4, guidance=1.0)
 
@@ -51,13 +51,6 @@ def test_of_equal_shifts_the_first_is_nearest() -> None:
     assert Search(4, {1.0: 0.2, 2.0: 0.1, 3.0: 0.1}).nearest == 2.0
 
 
-def test_a_distilled_checkpoint_keeps_its_steps(checkpoint: Checkpoint) -> None:
-    distilled = replace(checkpoint.schedule, timestep_spacing="trailing", distilled_steps=8, timestep_shift=2.0)
-    assert moved(distilled, 2.0) == distilled
-    with pytest.raises(ValueError, match="was distilled for 8 steps with 2, expected none: it knows no others"):
-        moved(distilled, 3.0)
-
-
 def test_a_distilled_checkpoint_is_refused_before_anything_is_drawn(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,8 +58,3 @@ def test_a_distilled_checkpoint_is_refused_before_anything_is_drawn(
     distilled = replace(checkpoint, schedule=replace(checkpoint.schedule, distilled_steps=8))
     with pytest.raises(ValueError, match="was distilled for 8 steps with 1, expected none"):
         search(distilled, ["a red fox"], SAMPLING)
-
-
-def test_moved_steps_are_trailing(checkpoint: Checkpoint) -> None:
-    schedule = replace(checkpoint.schedule, timestep_spacing="leading", steps_offset=1)
-    assert moved(schedule, 2.0) == replace(schedule, timestep_spacing="trailing", timestep_shift=2.0)

@@ -7,7 +7,7 @@ step round(T i/N) - 1, which diffusers calls trailing spacing; its t = 0 is the 
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal, Self, TypeVar, get_args
@@ -123,6 +123,18 @@ class Schedule:
             if config[name] == getattr(Schedule, name):
                 del config[name]
         return config
+
+    def placed(self, shift: float) -> Self:
+        """Returns the same with the steps moved by a `timestep_shift`, and with the trailing spacing that it wants.
+
+        Raises `ValueError` for a shift that is none, and where the checkpoint was distilled for the steps that it has.
+        """
+        if self.distilled_steps and shift != self.timestep_shift:
+            raise ValueError(
+                f"got timestep shift {shift:g} for a checkpoint that was distilled for {self.distilled_steps} steps "
+                f"with {self.timestep_shift:g}, expected none: it knows no others"
+            )
+        return replace(self, timestep_spacing="trailing", timestep_shift=shift)
 
     @cached_property
     def alphas(self) -> NDArray[np.float64]:

@@ -43,6 +43,8 @@ class Config:
     """Steps of the sampler; None for the bundle's own, or as many as the checkpoint was distilled for, or 50."""
     scheduler: Scheduler | None = None
     """What takes the steps; None for the bundle's own, or DDIM."""
+    timestep_shift: float | None = None
+    """Where those steps are: above 1, more of them where there is more noise; None for the model's own."""
     guidance: float | None = None
     """How closely to follow the prompt; None to choose among `guidances`."""
     guidances: tuple[float, ...] = (1.5, 2.0, 3.0, 4.0, 6.0)

@@ -29,6 +29,8 @@ class Drawing:
     """None for the bundle's own, or as many as the checkpoint was distilled for, or 50."""
     scheduler: Scheduler | None = None
     """None for the bundle's own, or DDIM."""
+    timestep_shift: float | None = None
+    """None for the model's own."""
     batch: int = 8
     """Pictures that a checkpoint draws together; this and what follows concern no bundle."""
     device: str = "cpu"
@@ -73,10 +75,13 @@ def open_model(folder: Path, how: Drawing = AS_IT_IS) -> Model:
     """The bundle or the checkpoint in a folder.
 
     Raises:
-        ValueError: the folder holds neither.
+        ValueError: the folder holds neither, or a checkpoint that was distilled for other steps.
     """
     if (folder / MANIFEST).is_file():
         opened = open_bundle(folder)
+        if how.timestep_shift is not None:
+            schedule = opened.bundle.schedule.placed(how.timestep_shift)
+            opened = replace(opened, bundle=replace(opened.bundle, schedule=schedule))
         bundle, defaults = opened.bundle, opened.bundle.manifest.defaults
         steps = how.steps or defaults.steps
         engine = f"{bundle.runtime} {load(bundle.runtime).precision()}"
@@ -85,6 +90,8 @@ def open_model(folder: Path, how: Drawing = AS_IT_IS) -> Model:
         shift = bundle.schedule.timestep_shift
         return Model(bundle.manifest.name, bundle.hash, engine, steps, scheduler, side, draw, folder, opened, shift)
     checkpoint = load_checkpoint(folder)
+    if how.timestep_shift is not None:
+        checkpoint = replace(checkpoint, schedule=checkpoint.schedule.placed(how.timestep_shift))
     steps, scheduler = how.steps or checkpoint.schedule.distilled_steps or STEPS, how.scheduler or "ddim"
     sampling, side = Sampling(steps, scheduler=scheduler, bf16=how.bf16), latent_shape(checkpoint)[1]
     return Model(

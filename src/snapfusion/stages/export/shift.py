@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from snapfusion.checkpoint import Checkpoint
-from snapfusion.diffusion.schedule import Schedule
 from snapfusion.sampling import Sampling, draw_latents
 
 SHIFTS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
@@ -43,9 +42,10 @@ def search(checkpoint: Checkpoint, prompts: Sequence[str], sampling: Sampling) -
     """Draw the prompts' latents in `MANY_STEPS` steps, then with each of `SHIFTS` in those of `sampling`.
 
     Picture k has seed k; scheduler and guidance are those of `sampling` throughout. It takes as many calls of the UNet
-    a prompt as `MANY_STEPS` + the steps x the number of shifts. Raises `ValueError` as `moved` does, before any.
+    a prompt as `MANY_STEPS` + the steps x the number of shifts. Raises `ValueError` as `Schedule.placed` does, before
+    any.
     """
-    placed = {shift: replace(checkpoint, schedule=moved(checkpoint.schedule, shift)) for shift in SHIFTS}
+    placed = {shift: replace(checkpoint, schedule=checkpoint.schedule.placed(shift)) for shift in SHIFTS}
     asked = prompts, range(len(prompts))
     many = latents(placed[1.0], *asked, replace(sampling, steps=MANY_STEPS))
     found = {shift: relative_error(latents(one, *asked, sampling), many) for shift, one in placed.items()}
@@ -61,16 +61,3 @@ def latents(checkpoint: Checkpoint, prompts: Sequence[str], seeds: Sequence[int]
 def relative_error(few: Tensor, many: Tensor) -> float:
     """||few - many|| / ||many||, the mean over latents `[B, C, h, w]`."""
     return ((few - many).flatten(1).norm(dim=1) / many.flatten(1).norm(dim=1)).mean().item()
-
-
-def moved(schedule: Schedule, shift: float) -> Schedule:
-    """The schedule with a timestep shift, and with the trailing spacing that it wants.
-
-    Raises `ValueError` where the schedule's checkpoint was distilled for the steps that it has.
-    """
-    if schedule.distilled_steps and shift != schedule.timestep_shift:
-        raise ValueError(
-            f"got a timestep shift for a checkpoint that was distilled for {schedule.distilled_steps} steps with "
-            f"{schedule.timestep_shift:g}, expected none: it knows no others"
-        )
-    return replace(schedule, timestep_spacing="trailing", timestep_shift=shift)

@@ -37,7 +37,7 @@ from snapfusion.stages.export.config import Config, Result
 from snapfusion.stages.export.footprint import footprints, size_of
 from snapfusion.stages.export.modules import modules
 from snapfusion.stages.export.parity import check, measure
-from snapfusion.stages.export.shift import moved, search
+from snapfusion.stages.export.shift import search
 from snapfusion.tokens import tokenize, write_tokenizer
 
 log = logging.getLogger(__name__)
@@ -132,10 +132,10 @@ def _placed(config: Config, manifest: Manifest, loaded: Checkpoint) -> tuple[Che
     if config.timestep_shift is None:
         return loaded, {}
     if config.timestep_shift != "search":
-        return replace(loaded, schedule=moved(loaded.schedule, config.timestep_shift)), {}
+        return replace(loaded, schedule=loaded.schedule.placed(config.timestep_shift)), {}
     defaults = manifest.defaults
     found = search(loaded, config.prompts, Sampling(defaults.steps, defaults.guidance, defaults.scheduler))
-    return replace(loaded, schedule=moved(loaded.schedule, found.nearest)), {"timestep_shift": found.figures()}
+    return replace(loaded, schedule=loaded.schedule.placed(found.nearest)), {"timestep_shift": found.figures()}
 
 
 def _measure(config: Config, out: Path, runtime: Runtime, right: Networks) -> dict[str, Any]:
