@@ -1,6 +1,7 @@
 """Times and memory: what is called when, and what is counted to whom."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,8 @@ def test_a_checkpoint_and_its_bundle_are_timed_side_by_side(tiny_checkpoint: Pat
     models = [open_model(tiny_checkpoint, Drawing(steps=2)), open_model(tiny_bundle, Drawing(steps=2))]
     request = Request("fox", "-- a red fox", 2**32 - 1)  # a prompt that looks like a flag
     assert "generate" in cold_command(models[1], request, 2.0)
+    assert "fp32" in cold_command(models[0], request, 2.0)
+    assert "bf16" in cold_command(replace(models[0], bf16=True), request, 2.0)
     timings = measure_speed(models, [2.0, 2.0], request, runs=1)
     assert timings["machine"]["cores"] >= 1
     for speed in timings["models"]:

@@ -72,6 +72,19 @@ def test_a_finished_run_is_only_read(data: Path, tmp_path: Path, monkeypatch: py
     assert run(CONFIG, data, tmp_path / "run") == first
 
 
+def test_the_best_or_the_last_weights_are_kept(data: Path, tmp_path: Path) -> None:
+    config, out = replace(CONFIG, observe_steps=5), tmp_path / "run"  # six steps, one look: the last are no best ones
+    best = weights(run(config, data, out))
+    last_run = run(replace(config, keep="last"), data, out)
+    last, state = weights(last_run), load_file(out / "unet" / "state.safetensors")
+    looked_at = load_file(out / "unet" / "best.safetensors")
+    names = [name for name, _ in load_checkpoint(Path(last_run.checkpoint)).unet.named_parameters()]
+    for place, name in enumerate(names):
+        torch.testing.assert_close(best[name], looked_at[name].half())
+        torch.testing.assert_close(last[name], state[f"ema.{place}"].half())
+    assert any(not torch.equal(best[name], last[name]) for name in names)
+
+
 def test_latents_have_unit_deviation(data: Path, tmp_path: Path) -> None:
     run(CONFIG, data, tmp_path / "run")
     cached = load_file(tmp_path / "run" / "cache" / "train.safetensors")

@@ -10,7 +10,7 @@ from snapfusion.json_file import read_json, write_json
 from snapfusion.latents import Shares
 from snapfusion.processes import rank
 
-FREE = ("images", "patience", "observe_steps", "accumulate", "gradient_checkpointing", "tracker", "max_seconds")
+FREE = ("images", "patience", "keep", "observe_steps", "accumulate", "gradient_checkpointing", "tracker", "max_seconds")
 """What may change in a run's config from one call to the next."""
 
 
@@ -56,6 +56,9 @@ class Config:
     """Steps between two sheets and two looks at the held-out loss."""
     patience: int = 8
     """Looks without a better held-out loss after which the UNet's training stops."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights become the checkpoint: those of the lowest held-out loss, or the last. The last may draw what they
+    have seen better, and what they have not no worse, at a higher loss: look at both."""
     seed: int = 0
     accumulate: int = 1
     """Parts in which each process computes its share of a batch, to save memory."""

@@ -108,13 +108,13 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> Resu
         steps = train_unet(config, unet, cache, out / "unet", watch).step
     except PausedError as error:
         paused = error  # but leave the best weights so far to look at
-    best = watch.restore(unet)
+    loss = watch.restore(unet) if config.keep == "best" else watch.loss_of(unet)
     if rank() == 0:
         save_checkpoint(checkpoint, out / "checkpoint", torch.float16)
         load_checkpoint(out / "checkpoint")  # what was written is whole
     if paused is not None:
         raise paused
-    result = Result(steps, steps * config.batch, best, str(out / "checkpoint"))
+    result = Result(steps, steps * config.batch, loss, str(out / "checkpoint"))
     if rank() == 0:
         write_json(out / "result.json", {"config": printable(config), "result": asdict(result)})
     meet()

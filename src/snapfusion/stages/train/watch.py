@@ -44,8 +44,7 @@ class Watch:
 
     def __call__(self, step: int, unet: nn.Module) -> bool:
         """Look, and say whether to stop."""
-        unet.eval()
-        loss = held_out_loss(unet, self.held_out, self.schedule, self.shares)
+        loss = self.loss_of(unet.eval())
         latent = sample_latents(unet, self.schedule, self.embedding, self.empty, self.noise, SAMPLING)
         unet.train()
         (self.folder / "sheets").mkdir(parents=True, exist_ok=True)
@@ -64,6 +63,10 @@ class Watch:
         partial.replace(self.history)
         return len(looks) - 1 - best >= self.patience
 
+    def loss_of(self, unet: nn.Module) -> float:
+        """The held-out loss of these weights."""
+        return held_out_loss(unet, self.held_out, self.schedule, self.shares)
+
     def looks(self) -> list[dict[str, Any]]:
         """What earlier looks saw, also those of a run that was killed."""
         return [json.loads(line) for line in self.history.read_text().splitlines()] if self.history.exists() else []
@@ -72,6 +75,6 @@ class Watch:
         """Put the weights with the best held-out loss into `unet`, if any look was taken, and return that loss."""
         looks = self.looks()
         if not looks:
-            return held_out_loss(unet, self.held_out, self.schedule, self.shares)
+            return self.loss_of(unet)
         unet.load_state_dict(load_file(self.best))
         return min(look["held_out_loss"] for look in looks)
