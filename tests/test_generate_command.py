@@ -230,7 +230,11 @@ def test_two_processes_draw_the_same_bytes(tiny_bundle: Path, here: Path) -> Non
 def test_an_interrupt_leaves_whole_pictures_only(tiny_bundle: Path, here: Path) -> None:
     arguments = ["generate", PROMPT, "--n", "64", "--steps", "300", "--bundle", str(tiny_bundle)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "snapfusion", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "snapfusion", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     deadline = time.monotonic() + 300
     while not names(here) and process.poll() is None and time.monotonic() < deadline:
