@@ -86,10 +86,8 @@ class Entry:
 
 def judged(entry: Entry, marking: Marking, data: Path, out: Path) -> Iterator[dict[str, Any]]:
     """A row for each guidance."""
-    start, model = (
-        time.perf_counter(),
-        open_model(entry.folder, Drawing(entry.steps, entry.scheduler, entry.timestep_shift, BATCH, bf16=True)),
-    )
+    start = time.perf_counter()
+    model = open_model(entry.folder, Drawing(entry.steps, entry.scheduler, entry.timestep_shift, BATCH, bf16=True))
     (protocol,) = marking.protocols
     found = evaluate(marking, model, Sources(data), out / "judged" / f"{protocol} {entry.name}".replace(" ", "-"))
     seconds = time.perf_counter() - start

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snapfusion.diffusion.schedule import Schedule, add_noise, shifted, velocity
-from snapfusion.latents import PLAIN, Cache, Shares, draw_examples
+from snapfusion.latents import HALF_MIRRORED, Cache, Shares, draw_examples
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def draw_batch(
     batch: int,
     seed: int,
     step: int,
-    shares: Shares = PLAIN,
+    shares: Shares = HALF_MIRRORED,
     snr_gamma: float | None = None,
     shift: float = 1.0,
 ) -> Batch:

@@ -85,10 +85,10 @@ class Shares:
                 raise ValueError(f"got {name} {share}, expected a share from 0 to 1")
 
 
-PLAIN = Shares()
+HALF_MIRRORED = Shares()
 
 
-def draw_examples(cache: Cache, batch: int, seed: int, step: int, shares: Shares = PLAIN) -> Examples:
+def draw_examples(cache: Cache, batch: int, seed: int, step: int, shares: Shares = HALF_MIRRORED) -> Examples:
     """The examples of one step, chosen by (seed, step) alone."""
     draw = np.random.default_rng((seed, step))
     originals = int((~cache.recoloured).sum())

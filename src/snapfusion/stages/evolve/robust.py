@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from snapfusion.denoising import Batch, draw_batch, weighted_error
 from snapfusion.diffusion.schedule import Schedule
 from snapfusion.fit import Fit, FitConfig, Share, fit
-from snapfusion.latents import PLAIN, Cache, Shares
+from snapfusion.latents import HALF_MIRRORED, Cache, Shares
 from snapfusion.model.unet import ElasticUNet
 
 EQUATION = 5  # tells this draw of (seed, step) from the batch's
@@ -75,7 +75,7 @@ class Data:
     schedule: Schedule
     batch: int
     seed: int
-    shares: Shares = PLAIN
+    shares: Shares = HALF_MIRRORED
     noise_shift: float = 1.0
 
     def draw(self, step: int, share: Share) -> Batch:

@@ -7,7 +7,7 @@ from torch import nn
 
 from snapfusion.denoising import denoising_loss, draw_batch
 from snapfusion.diffusion.schedule import Schedule
-from snapfusion.latents import PLAIN, Cache, Shares
+from snapfusion.latents import HALF_MIRRORED, Cache, Shares
 
 PROMPTS = (
     "a fox, 3D render", "a strawberry, soft gradient", "a rocket, cartoon", "a castle, black silhouette",
@@ -32,7 +32,7 @@ def tile(images: np.ndarray, columns: int, side: int = 128) -> Image.Image:
 
 @torch.inference_mode()
 def held_out_loss(
-    unet: nn.Module, cache: Cache, schedule: Schedule, shares: Shares = PLAIN, batches: int = 8, batch: int = 64
+    unet: nn.Module, cache: Cache, schedule: Schedule, shares: Shares = HALF_MIRRORED, batches: int = 8, batch: int = 64
 ) -> float:
     """Mean denoising loss on held-out pictures; the same pictures, steps and noise at every call."""
     total = 0.0

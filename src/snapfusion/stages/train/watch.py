@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from snapfusion.latents import PLAIN, Cache, Shares
+from snapfusion.latents import HALF_MIRRORED, Cache, Shares
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.sampling import Sampling, decode, noise_of, pixels, sample_latents
 from snapfusion.stages.train.sheet import PROMPTS, held_out_loss, tile
@@ -34,7 +34,7 @@ class Watch:
         held_out: Cache,
         vae: PatchAutoencoderKL,
         embedding: torch.Tensor,
-        shares: Shares = PLAIN,
+        shares: Shares = HALF_MIRRORED,
     ):
         self.folder, self.batch, self.patience, self.vae, self.shares = folder, batch, patience, vae, shares
         self.held_out, self.schedule = held_out, sticker_schedule()
