@@ -17,7 +17,7 @@ TAGGED = 0.25  # share that name something of the picture besides its label
 COLOURED = 0.3  # share of the captions of a one-coloured picture that name its colour
 COLOUR = re.compile(r"\b(red|orange|yellow|green|blue|light blue|purple|brown|black|white|grey|pink) ")
 
-HALF_MIRRORED = ("{bare}", "{a}", "{a}", "a picture of {a}", "{bare} sticker", "{bare} emoji")
+PLAIN = ("{bare}", "{a}", "{a}", "a picture of {a}", "{bare} sticker", "{bare} emoji")
 IN_STYLE = (
     "{a}, {style}", "{a}, {style}", "{bare}, {style}", "{style} {bare}", "{bare} {style}", "{a_style} {bare}",
     "{a} in {style} style", "{style} sticker of {a}", "{a_style} sticker of {a}", "{bare} emoji, {style}",
@@ -44,7 +44,7 @@ def caption(pair: Pair, draw: np.random.Generator, colour: str | None = None) ->
     bare = shorten(label, draw)
     styled = draw.random() < STYLED
     style = str(draw.choice(STYLE_WORDS[pair.style]))
-    form = str(draw.choice(IN_STYLE if styled else HALF_MIRRORED))
+    form = str(draw.choice(IN_STYLE if styled else PLAIN))
     sentence = form.format(bare=bare, a=with_article(bare), style=style, a_style=with_article(style))
     tags = [tag for tag in pair.tags if tag not in sentence]
     if tags and draw.random() < TAGGED:
