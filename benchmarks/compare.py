@@ -50,6 +50,7 @@ class Row:
     """Of what a report calls the model."""
     steps: int
     guidance: float
+    guidance_stop: float
     draw: Callable[[], object]
     clock: Clock
 
@@ -75,7 +76,8 @@ def row(bundle: Bundle, networks: Networks, settings: Settings, sha256: str) -> 
     """One picture, with a clock in every network."""
     clock = Clock()
     timed = Networks(**{part: clock.timed(part, getattr(networks, part)) for part in PARTS})
-    return Row(sha256, settings.steps, settings.guidance, lambda: generate(bundle, timed, settings), clock)
+    drawn = settings.steps, settings.guidance, settings.guidance_stop
+    return Row(sha256, *drawn, lambda: generate(bundle, timed, settings), clock)
 
 
 def measure(rows: Mapping[str, Row], runs: int) -> dict[str, dict[str, Any]]:
@@ -94,6 +96,7 @@ def measure(rows: Mapping[str, Row], runs: int) -> dict[str, dict[str, Any]]:
             "all": [time[0] for time in times[1:]],
             "steps": rows[name].steps,
             "guidance": rows[name].guidance,
+            "guidance_stop": rows[name].guidance_stop,
             "part_seconds": {"text_encoder": text, "unet": unet, "vae_decoder": decoder},
             "evaluation_seconds": unet / rows[name].steps,
             "host_share": float(np.median([1 - sum(time[1:]) / time[0] for time in times[1:]])),
@@ -122,11 +125,11 @@ def quality(report: Path, figures: Mapping[str, Mapping[str, Any]]) -> dict[str,
         protocols = list(model["evaluation"]["figures"].values())
         best = next((known for known in protocols if "fid" in known), protocols[0])
         judged = {name: best[name]["value"] for name in ("fid", "alignment") if name in best}
-        drawn = model["evaluation"]
+        drawn = {"guidance_stop": 1.0, **model["evaluation"]}  # which reports did not say before it could be another
         found |= {
             name: judged
             for name, row in figures.items()
-            if all(row[field] == drawn[field] for field in ("sha256", "steps", "guidance"))
+            if all(row[field] == drawn[field] for field in ("sha256", "steps", "guidance", "guidance_stop"))
             and name != "base-torch-bf16"  # whose pictures nobody has judged
         }
     return found

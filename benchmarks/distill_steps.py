@@ -21,6 +21,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from record import write_record
+from snapfusion.autocast import autocast
 from snapfusion.checkpoint import hash_of, load_checkpoint
 from snapfusion.fit import Share, fit
 from snapfusion.stages.distill_steps.batch import Batch, draw_batch
@@ -51,7 +52,7 @@ def bare(student: nn.Module, teacher: nn.Module, batch: Batch, bf16: bool) -> No
     """The forwards and backwards of one batch, and nothing else."""
     times = 1 if batch.w is None else 2
     given = [torch.cat([part] * times) for part in (batch.latent, batch.leap.t, batch.embedding)]
-    with torch.autocast(batch.latent.device.type, torch.bfloat16, enabled=bf16):
+    with autocast(batch.latent.device, bf16):
         with torch.no_grad():
             teacher(*given)
             teacher(*given)

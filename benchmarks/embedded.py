@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from record import write_record
 from rivals import PROMPT, SEED
+from snapfusion.autocast import autocast
 from snapfusion.bundle import EMBEDDED, Networks, read_bundle
 from snapfusion.checkpoint import load_checkpoint
 from snapfusion.generate import generate, open_networks
@@ -44,7 +45,7 @@ class Autocast:
 
     def __call__(self, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         module = self.network.module
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), autocast(torch.device("cpu")):
             return module(**{name: torch.from_numpy(array) for name, array in inputs.items()}).float().numpy()
 
 
@@ -77,7 +78,8 @@ def main() -> None:
     steps = options.steps or bundle.manifest.defaults.steps
     (settings,) = settings_for(bundle, PROMPT, seed=SEED, steps=steps)
     loaded = load_checkpoint(options.checkpoint)
-    base, as_base = replace(bundle, schedule=loaded.schedule), replace(settings, steps=STEPS, scheduler="ddim")
+    base = replace(bundle, schedule=loaded.schedule)
+    as_base = replace(settings, steps=STEPS, scheduler="ddim", guidance_stop=1.0)
     parts = {name: Network(module) for name, module in modules(loaded).items()}
     halves = Networks(**{name: Autocast(network) for name, network in parts.items()})
     drawn: dict[str, Callable[[], object]] = {

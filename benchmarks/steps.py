@@ -87,7 +87,8 @@ class Entry:
 def judged(entry: Entry, marking: Marking, data: Path, out: Path) -> Iterator[dict[str, Any]]:
     """A row for each guidance."""
     start = time.perf_counter()
-    model = open_model(entry.folder, Drawing(entry.steps, entry.scheduler, entry.timestep_shift, BATCH, bf16=True))
+    how = Drawing(entry.steps, entry.scheduler, entry.timestep_shift, batch=BATCH, bf16=True)
+    model = open_model(entry.folder, how)
     (protocol,) = marking.protocols
     found = evaluate(marking, model, Sources(data), out / "judged" / f"{protocol} {entry.name}".replace(" ", "-"))
     seconds = time.perf_counter() - start

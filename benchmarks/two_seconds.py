@@ -182,7 +182,7 @@ def measure(row: Row, bundles: Bundles, runs: int) -> dict[str, Any]:
     drawn = 1 if scaled else row.steps
     cold, peak_bytes = time_a_process([word.replace("{}", str(drawn)) for word in command])
     costs = sd15.costs_of(bundles.size, bundles.architectures[row.unet], row.decoder)
-    macs = macs_of_picture(costs, row.steps, row.guidance != NO_GUIDANCE)
+    macs = macs_of_picture(costs, row.steps, guided=0 if row.guidance == NO_GUIDANCE else row.steps)
     peak = peak_speed(row.program == "diffusers", row.precision)
     figures = {
         "seconds": picture,

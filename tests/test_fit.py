@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 import tiny_models
+from snapfusion import autocast
 from snapfusion.fit import WHOLE, Fit, FitConfig, Share, fit, learning_rate
 from snapfusion.stage_folder import PausedError
 
@@ -180,6 +181,20 @@ def test_progress_is_lines_where_there_is_no_terminal(tmp_path: Path, caplog: py
     lines = caplog.messages
     assert len(lines) == 6
     assert re.fullmatch(r"base  step 5/30  loss \d+\.\d{4}  \d+\.\d img/s  0 min \d\d s left", lines[0])
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_bfloat16_is_left_where_the_device_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, here: bool
+) -> None:
+    monkeypatch.setattr(autocast, "has_bf16", lambda device: here)
+    net, computed = nn.Sequential(nn.Linear(3, 1)), set[torch.dtype]()
+    net[0].register_forward_hook(lambda module, inputs, output: computed.add(output.dtype))
+    with caplog.at_level("INFO", "snapfusion"):
+        fit(net, loss, replace(CONFIG, steps=1, precision="bf16", name="base"), tmp_path)
+    assert computed == {torch.bfloat16 if here else torch.float32}
+    told = "base in float32: cpu has no fast bfloat16"
+    assert (told in caplog.messages) is not here
 
 
 def test_the_weights_it_leaves_are_the_average(tmp_path: Path) -> None:

@@ -90,6 +90,20 @@ def test_guidance_1_leaves_the_unconditional_pass_out(bundle: Bundle, networks: 
     assert [len(call["sample"]) for call in unet.calls] == [1] * 4 + [2] * 2
 
 
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "euler"])
+def test_guidance_stops_after_its_share_of_the_steps(bundle: Bundle, networks: Networks, scheduler: str) -> None:
+    watched, unet = watch(networks)
+    options = {"seed": 0, "negative": "a blue whale", "steps": 5, "guidance": 4.0, "scheduler": scheduler}
+    (stopped,) = settings_for(bundle, PROMPT, **options, guidance_stop=0.4)
+    image = generate(bundle, watched, stopped)
+    assert [len(call["sample"]) for call in unet.calls] == [2, 2, 1, 1, 1]
+    prompt = unet.calls[0]["encoder_hidden_states"][1:]
+    assert all((call["encoder_hidden_states"] == prompt).all() for call in unet.calls[2:])
+
+    (throughout,) = settings_for(bundle, PROMPT, **options)
+    assert image.tobytes() != generate(bundle, networks, throughout).tobytes()
+
+
 def test_guidance_0_draws_the_negative_prompt(bundle: Bundle, networks: Networks) -> None:
     (negative,) = settings_for(bundle, PROMPT, seed=0, negative="a blue whale", guidance=0)
     (prompt,) = settings_for(bundle, "a blue whale", seed=0, guidance=1)

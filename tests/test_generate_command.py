@@ -49,6 +49,7 @@ def test_json_is_one_object(tiny_bundle: Path, here: Path, capsys: pytest.Captur
         "seed": 7,
         "steps": 2,
         "guidance": 1.5,
+        "guidance_stop": 1.0,
     }
     assert list(seconds) == ["load", "text", "unet", "decode", "total"]
     assert all(value > 0 for value in seconds.values())

@@ -35,7 +35,7 @@ ROWS = (
     {"fit", "metrics", "data", "model", "diffusion", "picture_file"},
     {"fit_state"},
     {"fit_shards"},
-    {"tokens", "weights", "stage_folder", "progress", "memory"},
+    {"tokens", "weights", "stage_folder", "progress", "memory", "autocast"},
     {"json_file", "processes"},
 )
 DRAWING = (

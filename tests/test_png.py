@@ -1,6 +1,7 @@
 """A picture's file says how it was made, to people, to tools, and that it was made by AI."""
 
 import json
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from snapfusion.bundle import Bundle, read_bundle
-from snapfusion.png import encode_png
+from snapfusion.png import encode_png, parameters
 from snapfusion.settings import Settings
 
 SETTINGS = Settings("a red fox, 3D render", "blurry", 7, 8, 2.5, "dpm++")
@@ -33,13 +34,18 @@ def test_the_pixels_are_kept(bundle: Bundle) -> None:
 
 
 def test_parameters_are_worded_as_other_tools_read_them(bundle: Bundle) -> None:
-    parameters = texts(encode_png(PICTURE, bundle, SETTINGS, "snapfusion 1"))["parameters"]
-    assert parameters == (
+    told = texts(encode_png(PICTURE, bundle, SETTINGS, "snapfusion 1"))["parameters"]
+    assert told == (
         "a red fox, 3D render\n"
         "Negative prompt: blurry\n"
         "Steps: 8, Sampler: DPM++ 2M, CFG scale: 2.5, Seed: 7, Size: 6x4, "
         f"Model hash: {bundle.hash[:10]}, Model: tiny, Version: snapfusion 1"
     )
+
+
+def test_where_guidance_stops_is_told_if_it_does(bundle: Bundle) -> None:
+    stopped = replace(SETTINGS, guidance_stop=0.5)
+    assert "Version: snapfusion 1, Guidance stop: 0.5" in parameters(PICTURE, bundle, stopped, "snapfusion 1")
 
 
 def test_the_settings_can_be_read_back(bundle: Bundle) -> None:
@@ -51,6 +57,7 @@ def test_the_settings_can_be_read_back(bundle: Bundle) -> None:
         "steps": 8,
         "guidance": 2.5,
         "scheduler": "dpm++",
+        "guidance_stop": 1.0,
         "width": 6,
         "height": 4,
         "bundle": bundle.hash,

@@ -89,13 +89,12 @@ def test_two_processes_come_to_the_weights_of_one(tiny_checkpoint: Path, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shards", [False, True])
-def test_the_whole_chain_runs_in_two_processes(tmp_path: Path, shards: bool) -> None:
+def test_the_whole_chain_runs_in_two_processes(tmp_path: Path) -> None:
     """Both end, the main one with the bundle and the report, whatever order they reach the stages in."""
     run = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--module", "snapfusion", "compress", "--recipe", "tiny", "--out", str(run)]
-    environment = os.environ | on_cpu(shards)
+    environment = os.environ | on_cpu(shards=False)
     done = subprocess.run(command, timeout=500, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines() == [str(run / "bundle"), str(run / "report.html")]  # one of them tells

@@ -8,7 +8,9 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
+from snapfusion.autocast import has_bf16
 from snapfusion.checkpoint import Checkpoint, load_checkpoint
+from snapfusion.diffusion.sampler import ddim_step, path_of
 from snapfusion.sampling import Sampling, decode, draw_latents, embed, latent_shape, noise_of, pixels, sample_latents
 
 PROMPTS, SEEDS = ["a red fox", "a blue whale, flat"], [3, 4]
@@ -56,6 +58,22 @@ def test_without_guidance_the_unconditional_half_is_not_computed(checkpoint: Che
     assert guided.isnan().all()
 
 
+def test_where_guidance_stops_the_rest_is_the_prompts_own_prediction(checkpoint: Checkpoint) -> None:
+    embedding, noise = embed(checkpoint, ["", *PROMPTS]), noise_of(latent_shape(checkpoint), SEEDS)
+    unet, schedule, rows = checkpoint.unet, checkpoint.schedule, embedding[1:]
+    half = sample_latents(unet, schedule, rows, embedding[:1], noise, Sampling(4, 3.0, guidance_stop=0.5))
+
+    expected = noise
+    for k, (t, now, then) in enumerate(path_of(schedule, 4, "ddim")):  # by hand, a step at a time
+        with torch.no_grad():
+            cond = unet(expected, t, rows).sample
+            uncond = unet(expected, t, embedding[:1].expand_as(rows)).sample
+        guided = uncond + 3.0 * (cond - uncond) if k < 2 else cond
+        expected = ddim_step(expected, guided, now, then, schedule.prediction_type)
+    torch.testing.assert_close(half, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="this CPU computes in float32 for bfloat16")
 def test_bf16_is_close_and_stays_float32_outside_the_unet(checkpoint: Checkpoint) -> None:
     exact, rounded = (draw_latents(checkpoint, PROMPTS, SEEDS, Sampling(4, 2.0, bf16=bf16)) for bf16 in (False, True))
     assert rounded.dtype == torch.float32

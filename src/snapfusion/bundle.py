@@ -68,6 +68,8 @@ class Defaults:
     steps: int = 50
     guidance: float = 7.5
     scheduler: Scheduler = "ddim"
+    guidance_stop: float = 1.0
+    """Share of the steps that are guided, the first ones."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from snapfusion.autocast import has_bf16
 from snapfusion.checkpoint import Checkpoint
 from snapfusion.model.operations import operations_of
 
@@ -99,9 +100,9 @@ def activations_of(network: nn.Module, call: Callable[[], object]) -> int:
 
 
 def matrix_speed(side: int = 2048, seconds: float = 0.5) -> float:
-    """Operations a second that this device reaches in products of bfloat16 matrices."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    matrix: Any = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    """Operations a second that this device reaches in products of matrices: bfloat16, or float32 where it has none."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    matrix: Any = torch.randn(side, side, device=device, dtype=torch.bfloat16 if has_bf16(device) else torch.float32)
     best, started = float("inf"), time.perf_counter()
     while time.perf_counter() - started < seconds:
         before = time.perf_counter()

@@ -7,6 +7,7 @@ accumulation changes what a mean over rows comes to; a loss that divides by a me
 share.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -22,12 +23,15 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from snapfusion.autocast import precision_on
 from snapfusion.fit_shards import allow_on_cpu, asked_for, averaged, hand_back, trained_copy
 from snapfusion.fit_state import STATE, restore, save
 from snapfusion.memory import keep_freed_memory
 from snapfusion.processes import on_cpu
 from snapfusion.progress import progress
 from snapfusion.stage_folder import CURVES, PausedError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -173,16 +177,19 @@ def begin(config: FitConfig, folder: Path) -> Accelerator:
         raise ValueError(f"got tracker {config.tracker!r}, expected one of {', '.join(trackers)}")
     # accelerate holds a process to the precision of its first training; here every training names its own.
     AcceleratorState._reset_state()
+    device, precision = device_of_run(), precision_on(device_of_run(), config.precision)
+    if precision != config.precision:
+        log.info("%s in float32: %s has no fast bfloat16", config.name, device.type)
     accelerator = Accelerator(
         cpu=on_cpu(),  # where data and teachers are too; accelerate's own choice might be a third device
-        mixed_precision=config.precision,
+        mixed_precision=precision,
         gradient_accumulation_steps=config.accumulate,
         log_with=config.tracker,
         project_dir=str(folder.parent / CURVES / folder.name),  # `folder` goes when its stage is done
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.skips_blocks)],
         fsdp_plugin=(plugin := asked_for()),
     )
-    allow_on_cpu(accelerator, plugin, config.precision)
+    allow_on_cpu(accelerator, plugin, precision)
     if config.batch % (shares := config.accumulate * accelerator.num_processes):
         raise ValueError(f"got a batch of {config.batch}, expected one that divides into {shares} equal shares")
     accelerator.init_trackers("snapfusion")

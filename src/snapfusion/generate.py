@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from snapfusion.bundle import PARTS, Bundle, Network, Networks, Part, read_bundle
-from snapfusion.diffusion.guidance import guide
+from snapfusion.diffusion.guidance import guide, last_guided
 from snapfusion.diffusion.noise import randn
-from snapfusion.diffusion.sampler import Scheduler, sample
+from snapfusion.diffusion.sampler import Scheduler, path_of, sample
 from snapfusion.settings import Settings, new_seed, settings_for
 from snapfusion.tokens import tokenize
 
@@ -41,11 +41,14 @@ def generate(
     prompts = [settings.negative, settings.prompt] if guided else [settings.prompt]
     tokens, _ = tokenize(bundle.tokenizer, prompts, bundle.length)
     embedding = networks.text_encoder(input_ids=tokens)
+    timesteps = [step.t for step in path_of(bundle.schedule, settings.steps, settings.scheduler)]
+    last = last_guided(timesteps, settings.guidance_stop)
 
     def predict(latent: Latent, t: int) -> Latent:
-        rows = np.repeat(latent, len(prompts), axis=0)
-        prediction = networks.unet(sample=rows, timestep=np.array([t]), encoder_hidden_states=embedding)
-        if not guided:
+        texts = embedding if t >= last else embedding[-1:]
+        rows = np.repeat(latent, len(texts), axis=0)
+        prediction = networks.unet(sample=rows, timestep=np.array([t]), encoder_hidden_states=texts)
+        if len(texts) == 1:
             return prediction
         uncond, cond = np.split(prediction, 2)
         return guide(cond, uncond, settings.guidance)
@@ -74,20 +77,22 @@ def open_networks(
 
     With `low_memory` there is never more than one: each comes when it is called, and goes when another is; `on_open` is
     told the seconds that it took to come.
+
+    A network that comes to be called with other rows, as where guidance stops, is made ready for them then.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"got {threads} threads, expected at least 1")
-    rows = 2 if guided else 1
     if low_memory:
 
-        def opened(part: Part) -> Network:
+        def opened(part: Part, rows: int) -> Network:
             start = perf_counter()
-            network = bundle.open(part, 1 if part == "vae_decoder" else rows, threads)
+            network = bundle.open(part, rows, threads)
             on_open(perf_counter() - start)
             return network
 
         turns = Turns(opened)
         return Networks(*(partial(turns.call, part) for part in PARTS))
+    rows = 2 if guided else 1
     with ThreadPoolExecutor() as pool:  # opening a network keeps one core busy: no need to wait for each other
         text_encoder = pool.submit(bundle.open, "text_encoder", rows, threads)
         unet = pool.submit(bundle.open, "unet", rows, threads)
@@ -96,18 +101,19 @@ def open_networks(
 
 
 class Turns:
-    """Networks of which one at a time is in memory: the one that was called last."""
+    """Networks of which one at a time is in memory, made ready for as many rows as it was last called with."""
 
-    def __init__(self, open_part: Callable[[Part], Network]) -> None:
+    def __init__(self, open_part: Callable[[Part, int], Network]) -> None:
         self.open_part = open_part
-        self.part: Part | None = None
+        self.opened: tuple[Part, int] | None = None
         self.network: Network | None = None
 
     def call(self, part: Part, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Run a network, which is brought into memory first where it is not there."""
-        if self.network is None or self.part != part:
+        wanted = part, max(map(len, inputs.values()))
+        if self.network is None or self.opened != wanted:
             self.network = None  # it goes before the other comes
-            self.part, self.network = part, self.open_part(part)
+            self.opened, self.network = wanted, self.open_part(*wanted)
         return self.network(**inputs)
 
 
@@ -128,6 +134,7 @@ class OpenBundle:
         guidance: float | None = None,
         n: int = 1,
         scheduler: Scheduler | None = None,
+        guidance_stop: float | None = None,
         size: int | None = None,
     ) -> list[Image.Image]:
         """Draw `n` pictures, with the seeds `seed`, `seed + 1`, ...: each is the one that its seed alone gives.
@@ -136,12 +143,20 @@ class OpenBundle:
             negative: What the picture should not show; takes the place of the empty prompt.
             seed: 0 to 2^64-1; None for a new one every time.
             steps, guidance, scheduler: None for the bundle's own.
+            guidance_stop: Share of the steps that are guided, the first ones; None for the bundle's own.
             size: Pixels of a side. A bundle draws one size.
         Raises:
             ValueError: For anything outside these bounds. What `remarks` finds is a warning.
         """
         seed = new_seed() if seed is None else seed
-        options = {"steps": steps, "guidance": guidance, "n": n, "scheduler": scheduler, "size": size}
+        options = {
+            "steps": steps,
+            "guidance": guidance,
+            "guidance_stop": guidance_stop,
+            "scheduler": scheduler,
+            "n": n,
+            "size": size,
+        }
         settings = settings_for(self.bundle, prompt, seed=seed, negative=negative, **options)
         for remark in remarks(self.bundle, settings[0].steps, prompt, negative):
             warnings.warn(remark, stacklevel=2)
@@ -165,7 +180,7 @@ def open_bundle(
         runtime: What runs the networks, of those that the bundle holds files of: "openvino", "onnx",
             "coreml", "executorch" or "torch"; None for the best that is installed.
         threads: Of the CPU; None for all.
-        low_memory: Keep one network in memory at a time. Every picture opens all three again, which takes longer.
+        low_memory: Keep one network in memory at a time. Every picture opens them again, which takes longer.
     Raises:
         ValueError: Where the bundle is missing, broken, or not what was sealed, or where its runtime is not installed.
     """

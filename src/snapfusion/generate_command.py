@@ -61,6 +61,7 @@ def generate(
     guidance: Annotated[float | None, REAL, OWN] = None,
     n: Annotated[int, WHOLE] = 1,
     scheduler: Annotated[str | None, _default("the bundle's own", "ddim|dpm++|euler")] = None,
+    guidance_stop: Annotated[float | None, REAL, OWN] = None,
     size: Annotated[int | None, WHOLE, OWN] = None,
     bundle: Annotated[Path | None, _default("the embedded one", "FOLDER")] = None,
     runtime: Annotated[str | None, _default("the best installed", "|".join(RUNTIMES))] = None,
@@ -81,11 +82,13 @@ def generate(
         guidance: How closely to follow the prompt, 0 to 50; 1 is no guidance.
         n: Pictures, 1 to 64; their seeds follow one another.
         scheduler: The sampler.
+        guidance_stop: Share of the steps that are guided, the first ones, above 0 and at most 1. The rest take half the
+            time, and know nothing of a negative prompt.
         size: Pixels of a side.
         bundle: A bundle's folder.
         runtime: What runs the networks, of those that the bundle holds files of.
         threads: Threads of the CPU.
-        low_memory: Keep one network in memory at a time; every picture opens all three again.
+        low_memory: Keep one network in memory at a time; every picture opens them again.
         prompts: A text file with a prompt on every line; each is drawn as it would be alone.
         json: Print one JSON object and nothing else.
         quiet: Print nothing but warnings and errors.
@@ -96,7 +99,14 @@ def generate(
         check_out(out)
     opened = read_bundle(bundle, runtime)
     seed = new_seed() if seed is None else seed
-    options = {"steps": steps, "guidance": guidance, "n": n, "scheduler": scheduler, "size": size}
+    options = {
+        "steps": steps,
+        "guidance": guidance,
+        "guidance_stop": guidance_stop,
+        "scheduler": scheduler,
+        "n": n,
+        "size": size,
+    }
     jobs = [one for text in texts for one in settings_for(opened, text, seed=seed, negative=negative, **options)]
     for remark in story.remarks(opened, jobs[0].steps, *texts, negative):
         print(f"snapfusion: {remark}", file=sys.stderr)
@@ -185,6 +195,7 @@ def _record(paths: list[Path], job: Settings, seconds: Seconds) -> dict[str, Any
         "seed": job.seed,
         "steps": job.steps,
         "guidance": job.guidance,
+        "guidance_stop": job.guidance_stop,
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }
 

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from snapfusion.bundle import PARTS, Bundle, Manifest, sizes_of
+from snapfusion.diffusion.guidance import guided_steps
 
 
 def record(bundle: Bundle) -> dict[str, Any]:
@@ -26,10 +27,13 @@ def describe(bundle: Bundle) -> str:
     manifest, sizes = bundle.manifest, sizes_of(bundle)
     defaults, side, shift = manifest.defaults, bundle.image_size, bundle.schedule.timestep_shift
     steps = f"{defaults.steps} steps of {defaults.scheduler}" + (f", timestep shift {shift:g}" if shift != 1 else "")
+    guidance = f"guidance {defaults.guidance:g}"
+    if (guided := guided_steps(defaults.steps, defaults.guidance_stop)) < defaults.steps and defaults.guidance != 1:
+        guidance += f" in the first {guided} of them"
     about = [
         ("bundle", f"{manifest.name}  {bundle.hash[:12]}"),
         ("made by", f"snapfusion {manifest.snapfusion}, for {', '.join(manifest.runtimes)}"),
-        ("draws", f"{side}x{side}, {steps}, guidance {defaults.guidance:g}"),
+        ("draws", f"{side}x{side}, {steps}, {guidance}"),
         ("reads", f"{bundle.length} tokens of a prompt"),
         *((name, text) for name, text in manifest.licences.items()),
     ]

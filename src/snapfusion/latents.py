@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from snapfusion.autocast import autocast
 from snapfusion.data.colours import HUES, colour_of, recolour
 from snapfusion.data.pairs import Pair, hash_of_set, load_index, read_images
 from snapfusion.data.prompts import caption, prompt_of
@@ -165,7 +166,7 @@ def encode_images(images: NDArray[np.uint8], vae: PatchAutoencoderKL) -> Tensor:
     latents = []
     for start in range(0, len(images), BATCH):
         image = torch.from_numpy(images[start : start + BATCH].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.autocast(vae.device.type, torch.bfloat16):
+        with autocast(vae.device):
             latents.append(vae.encode(image.to(vae.device)).latent_dist.mean.float().cpu())
     return torch.cat(latents).contiguous()
 
@@ -178,7 +179,7 @@ def encode_prompts(prompts: list[str], encoders: Encoders) -> Tensor:
     with progress("captions", 0, len(prompts)) as show:
         for start in range(0, len(prompts), 4 * BATCH):
             tokens, _ = tokenize(encoders.tokenizer, part := prompts[start : start + 4 * BATCH], encoders.length)
-            with torch.autocast(text_encoder.model.device.type, torch.bfloat16):
+            with autocast(text_encoder.model.device):
                 embedding = text_encoder(torch.from_numpy(tokens).to(text_encoder.model.device))
             embeddings[start : start + len(part)] = embedding
             show(start + len(part))

@@ -130,6 +130,7 @@ def _evaluate(config: evaluate.Config, bundle_steps: int, costs: Costs, pictures
 
 
 def _picture(costs: Costs, steps: int) -> float:
+    """Operations of a picture, all of its steps guided."""
     return steps * GUIDED * costs.unet.operations + costs.decoder.operations
 
 

@@ -49,6 +49,8 @@ def parameters(image: Image.Image, bundle: Bundle, settings: Settings, software:
         "Model": bundle.manifest.name,
         "Version": software,
     }
+    if settings.guidance_stop != 1:
+        fields["Guidance stop"] = f"{settings.guidance_stop:g}"
     negative = [f"Negative prompt: {settings.negative}"] if settings.negative else []
     return "\n".join([settings.prompt, *negative, ", ".join(f"{name}: {value}" for name, value in fields.items())])
 

@@ -74,7 +74,7 @@ def tiny() -> Recipe:
             round_images=8, finetune_images=16, batch=4, warmup=2, variants=2, precision="no", draw_batch=4,
         ),
         distill_steps=distill_steps.Config(
-            images=16, batch=4, warmup=2, variants=2, precision="no", tracker=None, steps=2,
+            images=16, batch=4, warmup=2, variants=2, precision="no", tracker=None, held_out_batches=1, steps=2,
         ),
         distill_decoder=distill_decoder.Config(
             latents=8, held_out=4, steps=2, guidance=2.0, drawn_together=4, images=32, batch=4, warmup=2,

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from snapfusion.autocast import autocast
 from snapfusion.checkpoint import Checkpoint
-from snapfusion.diffusion.guidance import guide
+from snapfusion.diffusion.guidance import guide, last_guided
 from snapfusion.diffusion.noise import randn
-from snapfusion.diffusion.sampler import Scheduler, sample
+from snapfusion.diffusion.sampler import Scheduler, path_of, sample
 from snapfusion.diffusion.schedule import Schedule
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.tokens import tokenize
@@ -28,8 +29,10 @@ class Sampling:
     guidance: float = 7.5
     """1 is none: the unconditional half of every batch is then left out."""
     scheduler: Scheduler = "ddim"
+    guidance_stop: float = 1.0
+    """Share of the steps that are guided, the first ones: see `guided_steps`."""
     bf16: bool = False
-    """Whether the UNet computes in bfloat16 (autocast); the sampler stays in float32."""
+    """Whether the UNet computes in bfloat16, where its device has it; the sampler stays in float32."""
 
 
 def draw_latents(checkpoint: Checkpoint, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling) -> Tensor:
@@ -66,12 +69,14 @@ def sample_latents(
     Embeddings are `[B, L, D]`; `empty`, the unconditional one, is `[1, L, D]` or one a row. All on the UNet's device.
     """
     assert len(embedding) == len(noise), (embedding.shape, noise.shape)
-    guided = sampling.guidance != 1
-    rows = torch.cat([empty.expand_as(embedding), embedding]) if guided else embedding
+    both = torch.cat([empty.expand_as(embedding), embedding])
+    timesteps = [step.t for step in path_of(schedule, sampling.steps, sampling.scheduler)]
+    last = last_guided(timesteps, sampling.guidance_stop)
 
     def predict(latent: Tensor, t: int) -> Tensor:
-        latents = torch.cat([latent, latent]) if guided else latent
-        with torch.autocast(latent.device.type, torch.bfloat16, enabled=sampling.bf16):
+        guided = sampling.guidance != 1 and t >= last
+        latents, rows = (torch.cat([latent, latent]), both) if guided else (latent, embedding)
+        with autocast(latent.device, sampling.bf16):
             prediction = unet(latents, t, rows).sample.float()
         if not guided:
             return prediction

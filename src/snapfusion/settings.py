@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast, get_args
 
 from snapfusion.bundle import Bundle
+from snapfusion.diffusion.guidance import POSSIBLE_STOPS
 from snapfusion.diffusion.sampler import Scheduler
 
 MOST_PICTURES = 64
@@ -23,6 +24,8 @@ class Settings:
     steps: int
     guidance: float
     scheduler: Scheduler
+    guidance_stop: float = 1.0
+    """Share of the steps that are guided, the first ones."""
 
 
 def settings_for(
@@ -35,6 +38,7 @@ def settings_for(
     guidance: float | None = None,
     n: int = 1,
     scheduler: str | None = None,
+    guidance_stop: float | None = None,
     size: int | None = None,
 ) -> list[Settings]:
     """The settings of `n` pictures, whose seeds are `seed`, `seed + 1`, ...; None is the bundle's own default."""
@@ -42,6 +46,7 @@ def settings_for(
     steps = defaults.steps if steps is None else steps
     guidance = defaults.guidance if guidance is None else guidance
     scheduler = defaults.scheduler if scheduler is None else scheduler
+    guidance_stop = defaults.guidance_stop if guidance_stop is None else guidance_stop
     for text in (prompt, negative):
         _check(text == text.encode(errors="ignore").decode(), "a prompt that is no text", "characters in UTF-8")
     _check(bool(prompt.strip()), "a blank prompt", "some words, such as 'a red fox'")
@@ -58,12 +63,18 @@ def settings_for(
         "another guidance, such as 4: at 1 nothing is kept away from",
     )
     _check(
+        isinstance(guidance_stop, int | float) and 0 < guidance_stop <= 1,
+        f"guidance stop {guidance_stop!r}",
+        f"{POSSIBLE_STOPS}; guidance 1 is no guidance",
+    )
+    _check(
         _whole(seed) and 0 <= seed <= SEEDS - n, f"seed {seed!r}", "a whole number from 0 to 2^64-1, the last one's too"
     )
     _check(scheduler in get_args(Scheduler), f"scheduler {scheduler!r}", ", ".join(get_args(Scheduler)))
     _check(size in (None, bundle.image_size), f"size {size!r}", f"{bundle.image_size}: it is all this bundle draws")
     known = cast(Scheduler, scheduler)
-    return [Settings(prompt, negative, seed + k, steps, float(guidance), known) for k in range(n)]
+    shared = steps, float(guidance), known, float(guidance_stop)
+    return [Settings(prompt, negative, seed + k, *shared) for k in range(n)]
 
 
 def new_seed() -> int:

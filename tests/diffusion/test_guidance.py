@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from snapfusion.diffusion.guidance import guide
+from snapfusion.diffusion.guidance import guide, guided_steps, last_guided
 
 
 @pytest.mark.parametrize("make", [np.array, torch.tensor], ids=["numpy", "torch"])
@@ -23,3 +23,15 @@ def test_a_guidance_for_each_picture():
 def test_precision_is_kept():
     latent = np.ones((1, 4), np.float32)
     assert guide(latent, latent, 7.5).dtype == np.float32
+
+
+def test_halves_of_a_step_are_guided() -> None:
+    assert [guided_steps(steps, 0.5) for steps in (1, 2, 3, 5, 7)] == [1, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("stop", "guided"), [(1.0, 8), (0.9, 7), (0.5, 4), (0.3, 2), (0.01, 1)])
+def test_the_last_guided_step_is_that_of_the_share(stop: float, guided: int) -> None:
+    timesteps = [999, 971, 922, 874, 799, 713, 570, 363]
+    assert guided_steps(8, stop) == guided
+    last = last_guided(timesteps, stop)
+    assert [t for t in timesteps if t >= last] == timesteps[:guided]

@@ -1,6 +1,7 @@
 """W8A8 stays as near to float32 as it is asked to: the layers that hurt are found and kept."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,11 +34,11 @@ def module() -> nn.Module:
         return Uneven().eval()
 
 
-def export(module: nn.Module, folder: Path, floor_db: float) -> list[str]:
+def export(module: nn.Module, folder: Path, floor_db: float, half_range: bool = False) -> list[str]:
     """Names of the convolutions that stay in floating point."""
     rng, right = np.random.default_rng(0), Network(module)
     drawn = [{"sample": rng.standard_normal((2, 4, 8, 8), np.float32)} for _ in range(8)]
-    calibration = Calibration(drawn[:4], [(one, right(**one)) for one in drawn[4:]], floor_db)
+    calibration = Calibration(drawn[:4], [(one, right(**one)) for one in drawn[4:]], floor_db, half_range)
     openvino.export(module, {"sample": torch.zeros(2, 4, 8, 8)}, "out", folder, "w8a8", calibration)
     model = openvino.CORE.read_model(folder / openvino.FILES[0])
     layers = [node for node in model.get_ops() if node.get_type_name() == "Convolution"]
@@ -52,6 +53,22 @@ def test_the_layer_that_hurts_is_kept(module: nn.Module, tmp_path: Path) -> None
     assert export(module, tmp_path / "any", floor_db=1.0) == []
     (kept,) = export(module, tmp_path / "near", floor_db=28.0)
     assert "harmed" in kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("half_range", "largest"), [(False, 127), (True, 64)])
+def test_weights_keep_to_half_of_the_range_where_asked(
+    module: nn.Module, tmp_path: Path, half_range: bool, largest: int
+) -> None:
+    export(module, tmp_path, floor_db=1.0, half_range=half_range)
+    model = openvino.CORE.read_model(tmp_path / openvino.FILES[0])
+    weights = [node.data for node in model.get_ops() if node.get_type_name() == "Constant" and is_int8(node)]
+    assert len(weights) == 2
+    assert max(int(np.abs(weight.astype(int)).max()) for weight in weights) == largest  # the first is halved always
+
+
+def is_int8(node: Any) -> bool:
+    return node.get_element_type().get_type_name() == "i8"
 
 
 def test_nearness_counts_up_to_the_floor() -> None:

@@ -78,5 +78,6 @@ def test_a_bundle_costs_what_its_checkpoint_does_but_for_bytes(
 
 def test_a_picture_is_text_steps_and_a_decoder() -> None:
     costs = {part: Cost(0, 0, macs) for part, macs in zip(PARTS, (3, 100, 20), strict=True)}
-    assert macs_of_picture(costs, steps=8, guided=True) == 2 * 3 + 2 * 8 * 100 + 20
-    assert macs_of_picture(costs, steps=8, guided=False) == 3 + 8 * 100 + 20
+    assert macs_of_picture(costs, steps=8, guided=8) == 2 * 3 + 2 * 8 * 100 + 20
+    assert macs_of_picture(costs, steps=8, guided=3) == 2 * 3 + 3 * 2 * 100 + 5 * 100 + 20
+    assert macs_of_picture(costs, steps=8, guided=0) == 3 + 8 * 100 + 20

@@ -16,7 +16,8 @@ from snapfusion.generate import open_bundle
 from snapfusion.json_file import read_json, write_json
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.runtimes.choice import RUNTIMES
-from snapfusion.runtimes.quantisation import psnr
+from snapfusion.runtimes.quantisation import psnr, saturates
+from snapfusion.settings import settings_for
 from snapfusion.stages.export import stage
 from snapfusion.stages.export.calibrate import Call, calibrations
 from snapfusion.stages.export.parity import Comparison, check
@@ -223,6 +224,7 @@ def test_w8a8_is_calibrated_by_what_is_drawn(tiny_checkpoint: Path, tmp_path: Pa
     bundle = read_bundle(stage.run(config, tiny_checkpoint, tmp_path / "bundle").bundle)
     assert bundle.manifest.runtimes == {"openvino": {"text_encoder": "int8", "unet": "w8a8", "vae_decoder": "w8a8"}}
     assert all(bundle.manifest.figures["parity"]["openvino"][part]["psnr_db"] >= 28 for part in GOOD)
+    assert bundle.manifest.figures["w8a8_half_range"] == saturates()
 
 
 def test_a_precision_that_a_runtime_does_not_know_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -257,6 +259,8 @@ def test_samples_are_spread_over_all_steps() -> None:
     assert len(found.samples) == 64
     assert {int(sample["sample"][0]) for sample in found.samples} == {0, 1, 2, 4, 5, 6}  # three of four prompts
     assert {int(inputs["sample"][0]) for inputs, _ in found.checks} == {3, 7}  # the fourth
+    assert not found.half_range
+    assert calibrations(calls, floor_db=30.0, half_range=True)["unet"].half_range
     assert len({int(sample["sample"][1]) for sample in found.samples}) > 20
 
 
@@ -272,12 +276,18 @@ def test_a_search_finds_the_shift_that_ends_nearest(tiny_checkpoint: Path, tmp_p
 
 @pytest.mark.slow
 def test_a_shift_can_be_asked_for(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = replace(CONFIG, timestep_shift=2.5, prompts=("a red fox",))
+    config = replace(CONFIG, timestep_shift=2.5, guidance_stop=0.5, prompts=("a red fox",))
     assert "timestep_shift" not in stage.run(config, tiny_checkpoint, tmp_path / "bundle").figures
     bundle = read_bundle(tmp_path / "bundle")
     assert (bundle.schedule.timestep_shift, bundle.schedule.timestep_spacing) == (2.5, "trailing")
     assert main(["info", str(tmp_path / "bundle")]) == 0
-    assert "3 steps of ddim, timestep shift 2.5, guidance 2" in capsys.readouterr().out
+    assert "3 steps of ddim, timestep shift 2.5, guidance 2 in the first 2 of them" in capsys.readouterr().out
+    assert [one.guidance_stop for one in settings_for(bundle, "a red fox", seed=0)] == [0.5]
+
+
+def test_a_guidance_stop_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="got guidance stop 0, expected a share of the steps, above 0 and at most 1"):
+        stage.Config(guidance_stop=0.0)
 
 
 def test_a_shift_that_cannot_be_is_refused() -> None:

@@ -1,6 +1,11 @@
-"""Classifier-free guidance (SnapFusion Eq. 3 and 10; Ho and Salimans, arXiv 2207.12598)."""
+"""Classifier-free guidance (SnapFusion Eq. 3 and 10; Ho and Salimans, arXiv 2207.12598), and where it stops."""
+
+import math
+from collections.abc import Sequence
 
 from snapfusion.diffusion.array import A
+
+POSSIBLE_STOPS = "a share of the steps, above 0 and at most 1"
 
 
 def guide(cond: A, uncond: A, guidance: float | A) -> A:
@@ -10,3 +15,18 @@ def guide(cond: A, uncond: A, guidance: float | A) -> A:
     `guidance` is a number or broadcasts, `[B, 1, 1, 1]`: 1 is no guidance, larger follows the prompt more closely.
     """
     return guidance * cond - (guidance - 1) * uncond  # Eq. 3
+
+
+def last_guided(timesteps: Sequence[int], stop: float) -> int:
+    """The lowest t that is still guided: see `guided_steps`. `timesteps` are those that the sampler visits, descending.
+
+    What a picture shows is decided near the noise; near the picture guidance costs a second evaluation and changes
+    little (Kynkaanniemi et al., arXiv 2404.07724, who leave it out at the noisiest levels too, as is not done here).
+    """
+    return timesteps[guided_steps(len(timesteps), stop) - 1]
+
+
+def guided_steps(steps: int, stop: float) -> int:
+    """How many of `steps` are guided, the first ones: the share `stop` (0..1], halves rounded up, and at least one."""
+    assert 0 < stop <= 1, stop
+    return max(1, math.floor(stop * steps + 0.5))

@@ -41,17 +41,24 @@ def sample(
     order 2 and midpoint) and `EulerDiscreteScheduler` (its latents times alpha), with one exception: Euler with
     linspace spacing visits whole steps only. Raises `ValueError` for an unknown scheduler and unless 1 <= steps <= T.
     """
-    if scheduler == "ddim":
-        return _ddim(predict, noise, ddim_path(schedule, steps), schedule.prediction_type)
-    if scheduler == "euler":
-        path = _solver_path(schedule, schedule.timesteps(steps))
+    path = path_of(schedule, steps, scheduler)
+    if scheduler == "dpm++":
+        return _dpm_solver(predict, noise, path, schedule.prediction_type)
+    if scheduler == "euler" and schedule.timestep_spacing != "leading":
         # diffusers starts from x = 0, except with leading spacing, where z itself is the noise.
         _, sigma = path[0].now
-        latent = noise if schedule.timestep_spacing == "leading" else sigma * noise
-        return _ddim(predict, latent, path, schedule.prediction_type)
+        noise = sigma * noise
+    return _ddim(predict, noise, path, schedule.prediction_type)
+
+
+def path_of(schedule: Schedule, steps: int, scheduler: Scheduler) -> list[Step]:
+    """The steps of `sample`, from noise to latent; raises `ValueError` as it does."""
+    if scheduler == "ddim":
+        return ddim_path(schedule, steps)
+    if scheduler == "euler":
+        return _solver_path(schedule, schedule.timesteps(steps))
     if scheduler == "dpm++":
-        path = _solver_path(schedule, _multistep_timesteps(schedule, steps))
-        return _dpm_solver(predict, noise, path, schedule.prediction_type)
+        return _solver_path(schedule, _multistep_timesteps(schedule, steps))
     raise ValueError(f"got scheduler {scheduler!r}, expected ddim, dpm++ or euler; choose one of them")
 
 

@@ -1,6 +1,7 @@
 """int8 by NNCF's post-training quantisation, for graphs of OpenVINO and of ONNX alike."""
 
 import logging
+import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,6 +25,8 @@ class Calibration:
     """Others, with the outputs of the network in float32."""
     floor_db: float
     """Layers are kept in floating point, those first that hurt most, until the outputs are this near."""
+    half_range: bool = False
+    """Whether weights keep to half of int8's range: see `saturates`."""
 
 
 def weights_only(graph: Graph) -> Graph:
@@ -52,7 +55,8 @@ def weights_and_activations(graph: Graph, calibration: Calibration, opened: Call
         model_type=nncf.ModelType.TRANSFORMER,  # what softmax needs stays out of it
         # Without: 1 dB further from float32 on the stickers UNet, 5 dB on its pictures, and twice as long to make.
         advanced_quantization_parameters=nncf.AdvancedQuantizationParameters(
-            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
+            overflow_fix=nncf.OverflowFix.ENABLE if calibration.half_range else None,
+            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
         ),
         advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
             ranking_subset_size=len(checks), num_ranking_workers=1
@@ -84,6 +88,14 @@ def psnr(mean_squared_error: float, peak: float) -> float:
     if mean_squared_error == 0:
         return NO_ERROR_DB
     return min(float(10 * np.log10(peak**2 / mean_squared_error)), NO_ERROR_DB)
+
+
+def saturates() -> bool:
+    """Whether this CPU adds products of int8 in 16 bits, where large weights overflow: x86 without VNNI."""
+    import torch  # who quantises has it
+
+    able = torch.cpu.get_capabilities()
+    return platform.machine() in ("x86_64", "AMD64") and not (able["avx512_vnni"] or able["avx_vnni"])
 
 
 def _nncf() -> Any:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from snapfusion.autocast import has_bf16
 from snapfusion.checkpoint import WEIGHTS, Checkpoint, build, load_text_encoder, load_unet, save_text_encoder, save_unet
 from snapfusion.json_file import read_json
 from snapfusion.model.decoder import PatchAutoencoderKL
@@ -70,10 +71,7 @@ def open(folder: Path, batch: int, threads: int | None = None) -> Network:
 
 def precision() -> str:
     """What networks compute in here: see `open`."""
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "f32"
-    known = torch.backends.mkldnn.is_available()  # not on every Mac
-    return "bf16" if known and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "f32"
+    return "bf16" if has_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "f32"
 
 
 def _read(folder: Path) -> nn.Module:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from snapfusion.autocast import autocast
 from snapfusion.model.decoder import PatchAutoencoderKL
 from snapfusion.stages.distill_decoder.distance import image_of
 from snapfusion.stages.distill_decoder.latents import complete
@@ -31,7 +32,7 @@ class Targets:
         @torch.no_grad()
         def drawn(number: int) -> Tensor:
             latent = parts[number].float().to(teacher.device)
-            with torch.autocast(teacher.device.type, torch.bfloat16, enabled=bf16):
+            with autocast(teacher.device, bf16):
                 return image_of(teacher.decoder, teacher, latent)
 
         complete(NAME, self.files, drawn, until)

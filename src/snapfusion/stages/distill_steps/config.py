@@ -42,12 +42,14 @@ class Training:
     """What draws the curves: any that accelerate knows by name."""
     observe_steps: int = 500
     """Steps between two looks at the losses on held-out pictures."""
+    held_out_batches: int = 4
+    """Batches of held-out pictures that such a look is the mean of."""
     seed: int = 0
     max_seconds: float = math.inf
     """Stop cleanly after this long; the same command goes on."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "accumulate", "variants", "observe_steps"):
+        for name in ("batch", "accumulate", "variants", "observe_steps", "held_out_batches"):
             if (got := getattr(self, name)) < 1:
                 raise ValueError(f"got --{name.replace('_', '-')} {got}, expected at least 1")
         _ = self.shares  # refuses what is none

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from snapfusion.autocast import autocast
 from snapfusion.diffusion.guidance import guide
 from snapfusion.stages.distill_steps.batch import Batch
 from snapfusion.stages.distill_steps.losses import (
@@ -31,7 +32,7 @@ def teach(teacher: nn.Module, batch: Batch, bf16: bool) -> Tensor:
         cond, uncond = branches(teacher, latent, t, batch)
         return cond if uncond is None or batch.w is None else guide(cond, uncond, batch.w)  # Eq. 10
 
-    with torch.no_grad(), torch.autocast(batch.latent.device.type, torch.bfloat16, enabled=bf16):
+    with torch.no_grad(), autocast(batch.latent.device, bf16):
         return two_step_target(predict, batch.latent, batch.leap)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snapfusion.autocast import autocast
 from snapfusion.checkpoint import Checkpoint, load_checkpoint
 from snapfusion.fit import Share
 from snapfusion.latents import Cache
@@ -31,8 +32,6 @@ from snapfusion.stages.distill_steps.training import (
     read_caches,
     train_checkpoint,
 )
-
-HELD_OUT_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,10 @@ def held_out_losses(
     for name, p in (("vanilla", 0.0), ("cfg_aware", 1.0)):
         drawn = replace(config, p=p, dropout=0.0, recoloured=0.0, seed=0)
         pairs = []
-        for index in range(HELD_OUT_BATCHES):
+        for index in range(config.held_out_batches):
             batch = draw_batch(cells, steps, drawn, index)
             target = teach(teacher, batch, bf16)
-            with torch.autocast(batch.latent.device.type, torch.bfloat16, enabled=bf16):
+            with autocast(batch.latent.device, bf16):
                 pairs.append(torch.stack(losses(student, batch, target)))
         found[name], found["original"] = torch.stack(pairs).mean(0).tolist()
     return found

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snapfusion.autocast import autocast
 from snapfusion.checkpoint import Checkpoint, load_checkpoint
 from snapfusion.data.prompts import prompt_of
 from snapfusion.denoising import Batch, draw_batch, weighted_error
@@ -35,7 +36,6 @@ from snapfusion.stages.distill_steps.training import (
     train_checkpoint,
 )
 
-HELD_OUT_BATCHES = 4
 PICTURES_AT_ONCE = 8
 SNR_GAMMA = 5.0
 
@@ -85,8 +85,8 @@ def convert(config: VelocityConfig, before: Checkpoint, data: Path, folder: Path
     @torch.no_grad()
     def measure(unet: nn.Module) -> dict[str, float]:
         unseen = replace(config, dropout=0.0, recoloured=0.0, seed=0)
-        with torch.autocast(device_of_run().type, torch.bfloat16, enabled=config.precision == "bf16"):
-            found = [loss_of(unet, draw(cells, schedule, unseen, index)) for index in range(HELD_OUT_BATCHES)]
+        with autocast(device_of_run(), config.precision == "bf16"):
+            found = [loss_of(unet, draw(cells, schedule, unseen, index)) for index in range(config.held_out_batches)]
         return {"velocity": torch.stack(found).mean().item()}
 
     figures: dict[str, Any] = {"images": config.steps_of_training * config.batch, "before": measure(after.unet)}
@@ -106,7 +106,7 @@ def draw(cache: Cache, schedule: Schedule, config: VelocityConfig, step: int) ->
 @torch.no_grad()
 def own_velocity(former: nn.Module, batch: Batch, schedule: Schedule, config: VelocityConfig) -> Tensor:
     """The velocity `[B, C, h, w]` that a network's predicted noise stands for: (eps - sigma z) / alpha."""
-    with torch.autocast(batch.latent.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+    with autocast(batch.latent.device, config.precision == "bf16"):
         noise = former(batch.latent, batch.t, batch.embedding).sample.float()
     levels = (torch.from_numpy(level[batch.t.cpu().numpy()]) for level in (schedule.alphas, schedule.sigmas))
     alpha, sigma = (level.float().to(noise.device)[:, None, None, None] for level in levels)

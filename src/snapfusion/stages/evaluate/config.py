@@ -8,6 +8,7 @@ import torch
 
 from snapfusion.checkpoint import hash_of
 from snapfusion.data.pairs import hash_of_set, load_index
+from snapfusion.diffusion.guidance import POSSIBLE_STOPS
 from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.stage_folder import hash_of_file
 from snapfusion.stages.evaluate.coco import Reference, choose_captions, pictures_of
@@ -47,6 +48,8 @@ class Config:
     """Where those steps are: above 1, more of them where there is more noise; None for the model's own."""
     guidance: float | None = None
     """How closely to follow the prompt; None to choose among `guidances`."""
+    guidance_stop: float | None = None
+    """Share of the steps that are guided, the first ones; None for the bundle's own, or all."""
     guidances: tuple[float, ...] = (1.5, 2.0, 3.0, 4.0, 6.0)
     """The one with the best alignment by judge A is reported by judge B, on other prompts."""
     guidance_pictures: int = 100
@@ -68,7 +71,7 @@ class Config:
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     """Torch device of a checkpoint and of the judges; by default a GPU where there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of a checkpoint's UNet when it draws and is timed; bf16 is faster where the device computes in it."""
+    """Of a checkpoint's UNet when it draws and is timed; bf16 is faster, and is fp32 where the device has none."""
     runs: int = 5
     """How often each thing is timed."""
     grid: int = 12
@@ -79,6 +82,8 @@ class Config:
     """Seed of which picture of a pair is on the left."""
 
     def __post_init__(self) -> None:
+        if self.guidance_stop is not None and not 0 < self.guidance_stop <= 1:
+            raise ValueError(f"got guidance stop {self.guidance_stop:g}, expected {POSSIBLE_STOPS}")
         counts = (self.runs, self.batch, self.guidance_pictures)
         tried = (*self.guidances, *self.curve, *(() if self.guidance is None else (self.guidance,)))
         if not self.protocols or min(counts) < 1 or self.curve_pictures < 2 or not all(0 <= one <= 50 for one in tried):

@@ -41,10 +41,10 @@ def costs_of(opened: OpenBundle | Checkpoint, folder: Path) -> dict[Part, Cost]:
     return _costs_of_checkpoint(opened, folder)
 
 
-def macs_of_picture(costs: Mapping[Part, Cost], steps: int, guided: bool) -> int:
-    """Multiply-accumulates from a prompt to its picture; guidance reads and predicts twice."""
-    rows = 2 if guided else 1
-    return rows * (costs["text_encoder"].macs + steps * costs["unet"].macs) + costs["vae_decoder"].macs
+def macs_of_picture(costs: Mapping[Part, Cost], steps: int, guided: int) -> int:
+    """Multiply-accumulates from a prompt to its picture; guidance reads twice, and predicts twice in `guided` steps."""
+    texts = 2 if guided else 1
+    return texts * costs["text_encoder"].macs + (steps + guided) * costs["unet"].macs + costs["vae_decoder"].macs
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ class Evaluation:
     curve: Mapping[str, Mapping[str, Figure]] = field(default_factory=dict)
     """Figures of the first protocol by guidance."""
     cross_check: CrossCheck | None = None
+    guidance_stop: float = 1.0
+    """Share of the steps that were guided, the first ones."""
 
     def describe(self) -> str:
         """A line for each figure."""
@@ -108,6 +110,7 @@ def _examine(config: Config, model: Model, sources: Sources, work: Path, cache: 
     return Evaluation(
         model.name, model.sha256, model.engine, model.steps, model.scheduler, model.side, guidance, choice,
         model.describe(guidance), {exam.name: exam.line for exam in exams}, figures, curve, checked,
+        model.guidance_stop,
     )  # fmt: skip
 
 

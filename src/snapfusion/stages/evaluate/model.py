@@ -5,11 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from snapfusion.autocast import has_bf16
 from snapfusion.bundle import MANIFEST, read_bundle
 from snapfusion.checkpoint import Checkpoint, hash_of, load_checkpoint
+from snapfusion.diffusion.guidance import guided_steps
 from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.generate import OpenBundle, open_bundle
 from snapfusion.runtimes.choice import load
@@ -31,11 +34,13 @@ class Drawing:
     """None for the bundle's own, or DDIM."""
     timestep_shift: float | None = None
     """None for the model's own."""
+    guidance_stop: float | None = None
+    """Share of the steps that are guided; None for the bundle's own, or all."""
     batch: int = 8
     """Pictures that a checkpoint draws together; this and what follows concern no bundle."""
     device: str = "cpu"
     bf16: bool = False
-    """Whether its UNet computes in bfloat16."""
+    """Whether its UNet computes in bfloat16, where `device` has it."""
 
 
 AS_IT_IS = Drawing()
@@ -59,15 +64,19 @@ class Model:
     """What draws, in memory; None for a model that is nothing but a function."""
     timestep_shift: float = 1.0
     """Where its steps are: see `snapfusion.diffusion.schedule`."""
+    guidance_stop: float = 1.0
+    """Share of the steps that are guided, the first ones."""
     bf16: bool = False
     """Whether a checkpoint's UNet computes in bfloat16."""
 
     def describe(self, guidance: float) -> str:
         """How it draws, on a line: all that a figure depends on besides the protocol."""
         shift = f" with shift {self.timestep_shift:g}" if self.timestep_shift != 1 else ""
+        guided = guided_steps(self.steps, self.guidance_stop)
+        stop = f" in the first {guided} of them" if guided < self.steps and guidance != 1 else ""
         return (
             f"{self.name} {self.sha256[:12]} in {self.engine}: {self.steps} steps of {self.scheduler}{shift}, guidance "
-            f"{guidance:g}, {self.side} px; the seed of a picture is SHA-256 of seed|its key, 32 bits"
+            f"{guidance:g}{stop}, {self.side} px; the seed of a picture is SHA-256 of seed|its key, 32 bits"
         )
 
 
@@ -86,18 +95,23 @@ def open_model(folder: Path, how: Drawing = AS_IT_IS) -> Model:
         steps = how.steps or defaults.steps
         engine = f"{bundle.runtime} {load(bundle.runtime).precision()}"
         scheduler = how.scheduler or defaults.scheduler
-        draw, side = _draw_one_by_one(opened, steps, scheduler), bundle.image_size
-        shift = bundle.schedule.timestep_shift
-        return Model(bundle.manifest.name, bundle.hash, engine, steps, scheduler, side, draw, folder, opened, shift)
+        stop = defaults.guidance_stop if how.guidance_stop is None else how.guidance_stop
+        draw, side = _draw_one_by_one(opened, steps, scheduler, stop), bundle.image_size
+        return Model(
+            bundle.manifest.name, bundle.hash, engine, steps, scheduler, side, draw, folder, opened,
+            bundle.schedule.timestep_shift, stop,
+        )  # fmt: skip
     checkpoint = load_checkpoint(folder)
     if how.timestep_shift is not None:
         checkpoint = replace(checkpoint, schedule=checkpoint.schedule.placed(how.timestep_shift))
     steps, scheduler = how.steps or checkpoint.schedule.distilled_steps or STEPS, how.scheduler or "ddim"
-    sampling, side = Sampling(steps, scheduler=scheduler, bf16=how.bf16), latent_shape(checkpoint)[1]
+    stop, side = 1.0 if how.guidance_stop is None else how.guidance_stop, latent_shape(checkpoint)[1]
+    bf16 = how.bf16 and has_bf16(torch.device(how.device))
+    sampling = Sampling(steps, scheduler=scheduler, guidance_stop=stop, bf16=bf16)
     return Model(
         folder.resolve().name,
         hash_of(folder),
-        f"torch float32{', its UNet in bfloat16,' if how.bf16 else ''} on {how.device}",
+        f"torch float32{', its UNet in bfloat16,' if bf16 else ''} on {how.device}",
         steps,
         scheduler,
         side * checkpoint.vae.factor,
@@ -105,7 +119,8 @@ def open_model(folder: Path, how: Drawing = AS_IT_IS) -> Model:
         folder,
         checkpoint,
         checkpoint.schedule.timestep_shift,
-        how.bf16,
+        stop,
+        bf16,
     )
 
 
@@ -114,10 +129,12 @@ def hash_of_model(folder: Path) -> str:
     return read_bundle(folder).hash if (folder / MANIFEST).is_file() else hash_of(folder)
 
 
-def _draw_one_by_one(bundle: OpenBundle, steps: int, scheduler: Scheduler) -> Draw:
+def _draw_one_by_one(bundle: OpenBundle, steps: int, scheduler: Scheduler, stop: float) -> Draw:
     def draw(prompts: Sequence[str], seeds: Sequence[int], guidance: float) -> Iterator[Image]:
         for prompt, seed in zip(prompts, seeds, strict=True):
-            (image,) = bundle(prompt, seed=seed, steps=steps, guidance=guidance, scheduler=scheduler)
+            (image,) = bundle(
+                prompt, seed=seed, steps=steps, guidance=guidance, scheduler=scheduler, guidance_stop=stop
+            )
             yield np.asarray(image)
 
     return draw

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from snapfusion.bundle import Part
+from snapfusion.diffusion.guidance import guided_steps
 from snapfusion.stages.evaluate.cost import Cost, macs_of_picture
 from snapfusion.stages.evaluate.evaluation import Evaluation
 from snapfusion.stages.evaluate.exam import Request
@@ -26,7 +27,8 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         """All of it, and the sums that people ask for."""
-        steps, guided = self.evaluation.steps, self.evaluation.guidance != 1
+        steps, stop = self.evaluation.steps, self.evaluation.guidance_stop
+        guided = 0 if self.evaluation.guidance == 1 else guided_steps(steps, stop)
         return {
             "label": self.label,
             "folder": self.folder,

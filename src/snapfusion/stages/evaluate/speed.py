@@ -22,6 +22,7 @@ import numpy as np
 import openvino
 import torch
 
+from snapfusion.autocast import autocast
 from snapfusion.checkpoint import Checkpoint
 from snapfusion.generate import OpenBundle
 from snapfusion.sampling import decode, embed, latent_shape
@@ -45,8 +46,8 @@ import sys
 from pathlib import Path
 from snapfusion.sampling import Sampling
 from snapfusion.stages.evaluate.draw_once import draw_once
-folder, device, steps, guidance, scheduler, precision, prompt, seed = sys.argv[1:]
-sampling = Sampling(int(steps), float(guidance), scheduler, bf16=precision == "bf16")
+folder, device, steps, guidance, stop, scheduler, precision, prompt, seed = sys.argv[1:]
+sampling = Sampling(int(steps), float(guidance), scheduler, float(stop), precision == "bf16")
 draw_once(Path(folder), device, sampling, prompt, int(seed))
 """
 
@@ -65,7 +66,7 @@ class Speed:
     """Of one model on this machine."""
 
     parts_ms: dict[str, Spread]
-    """One call, with both rows that guidance needs; the decoder has one."""
+    """One call, with both rows that guidance needs, which steps after its stop do without; the decoder has one."""
     warm_s: Spread
     cold_s: Spread
     peak_bytes: int
@@ -121,7 +122,7 @@ def _torch_parts(checkpoint: Checkpoint, prompts: list[str], bf16: bool) -> dict
 
     @torch.no_grad()
     def predict() -> object:
-        with torch.autocast(unet.device.type, torch.bfloat16, enabled=bf16):
+        with autocast(unet.device, bf16):
             return unet(latents, 1, embedding).sample.cpu()  # waits for a device
 
     return {
@@ -151,12 +152,13 @@ def time_in_turns(calls: Sequence[dict[str, Callable[[], object]]], runs: int) -
 def cold_command(model: Model, request: Request, guidance: float) -> list[str]:
     """The command of a process that draws one picture: `snapfusion generate`, or the same of a checkpoint in torch."""
     folder, steps, seed = str(model.folder.resolve()), str(model.steps), str(request.seed)
+    guided = str(guidance), str(model.guidance_stop)
     if isinstance(model.opened, Checkpoint):
         device = model.opened.unet.device.type
-        asked = [steps, str(guidance), model.scheduler, "bf16" if model.bf16 else "fp32", request.prompt, seed]
-        return [sys.executable, "-c", DRAW_ONCE, folder, device, *asked]
-    flags = ["--bundle", folder, "--steps", steps, "--guidance", str(guidance), "--seed", seed]
-    flags += ["--scheduler", model.scheduler, "--quiet"]
+        asked = [model.scheduler, "bf16" if model.bf16 else "fp32", request.prompt, seed]
+        return [sys.executable, "-c", DRAW_ONCE, folder, device, steps, *guided, *asked]
+    flags = ["--bundle", folder, "--steps", steps, "--guidance", guided[0], "--guidance-stop", guided[1]]
+    flags += ["--scheduler", model.scheduler, "--seed", seed, "--quiet"]
     return [sys.executable, "-m", "snapfusion", "generate", request.prompt, *flags]
 
 

@@ -52,8 +52,10 @@ def run(config: Config, models: Sequence[Path], sources: Sources, out: Path, cac
     inputs |= {f"model {place}": hash_of_model(folder) for place, folder in enumerate(models, 1)}
 
     def work(partial: Path) -> Mapping[str, Any]:
-        bf16 = config.precision == "bf16"
-        how = Drawing(config.steps, config.scheduler, config.timestep_shift, config.batch, config.device, bf16)
+        how = Drawing(
+            config.steps, config.scheduler, config.timestep_shift, config.guidance_stop, config.batch, config.device,
+            bf16=config.precision == "bf16",
+        )  # fmt: skip
         opened = [open_model(folder, how) for folder in models]
         return compare(config, opened, sources, partial, cache)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from snapfusion.autocast import autocast
 from snapfusion.denoising import Batch, weighted_error
 from snapfusion.fit import Fit, FitConfig, Share, fit
 from snapfusion.model.level import Level
@@ -63,7 +64,7 @@ def feature_distance(features: Mapping[str, Tensor], base: Mapping[str, Tensor])
 def finetuning_loss(student: nn.Module, base: ElasticUNet, batch: Batch, weights: Distillation) -> Tensor:
     """The loss above for one batch; `student` may be what accelerate has made of the network."""
     latent, t, embedding = batch.latent, batch.t, batch.embedding
-    with stage_features(base) as wanted, torch.no_grad(), torch.autocast(latent.device.type, torch.bfloat16):
+    with stage_features(base) as wanted, torch.no_grad(), autocast(latent.device):
         target = base(latent, t, embedding).sample.float()
     with stage_features(student) as features:
         prediction = student(latent, t, embedding).sample.float()

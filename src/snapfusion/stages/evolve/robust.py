@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snapfusion.autocast import autocast
 from snapfusion.denoising import Batch, draw_batch, weighted_error
 from snapfusion.diffusion.schedule import Schedule
 from snapfusion.fit import Fit, FitConfig, Share, fit
@@ -62,7 +63,7 @@ def robust_loss(
     loss = weighted_error(prediction, batch.target, batch.weight)
     if base is None:
         return loss
-    with torch.no_grad(), torch.autocast(batch.latent.device.type, torch.bfloat16):
+    with torch.no_grad(), autocast(batch.latent.device):
         wanted = base(batch.latent, batch.t, batch.embedding).sample.float()
     return loss + weight * weighted_error(prediction, wanted, batch.weight)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from snapfusion.autocast import autocast
 from snapfusion.bench import Bench
 from snapfusion.checkpoint import Checkpoint
 from snapfusion.data.choice import chosen, seed_of
@@ -134,7 +135,7 @@ def output_trial(whole: ElasticUNet, batches: Sequence[Batch]) -> Trial:
 
 @torch.no_grad()
 def _output(unet: ElasticUNet, batch: Batch, off: Collection[str]) -> Tensor:
-    with torch.autocast(batch.latent.device.type, torch.bfloat16):
+    with autocast(batch.latent.device):
         return unet.eval()(batch.latent, batch.t, batch.embedding, off=off).sample.float()
 
 

@@ -59,14 +59,16 @@ def record(bundle: Bundle, right: Networks, prompts: Sequence[str] = PROMPTS) ->
     return recorded
 
 
-def calibrations(recorded: Mapping[str, Sequence[Sequence[Call]]], floor_db: float) -> dict[Part, Calibration]:
+def calibrations(
+    recorded: Mapping[str, Sequence[Sequence[Call]]], floor_db: float, half_range: bool = False
+) -> dict[Part, Calibration]:
     """For every part, what three of four prompts show to calibrate by, and the fourth to check by."""
     found: dict[Part, Calibration] = {}
     for part in PARTS:
         of_prompts = list(enumerate(recorded[part], 1))
         samples = [inputs for k, calls in of_prompts if k % CHECKED for inputs, _ in calls]
         checks = [call for k, calls in of_prompts if k % CHECKED == 0 for call in calls]
-        found[part] = Calibration(_spread(samples, SAMPLES), _spread(checks, CHECKS), floor_db)
+        found[part] = Calibration(_spread(samples, SAMPLES), _spread(checks, CHECKS), floor_db, half_range)
     return found
 
 

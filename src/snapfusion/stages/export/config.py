@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from snapfusion.diffusion.guidance import POSSIBLE_STOPS
 from snapfusion.diffusion.sampler import Scheduler
 from snapfusion.diffusion.schedule import LARGEST_SHIFT, POSSIBLE_SHIFTS
 from snapfusion.runtimes.choice import PARTS, Precision, Runtime
@@ -49,6 +50,9 @@ class Config:
     """Of the image decoder alone."""
     w8a8_db: float = 35.0
     """How near to torch w8a8 has to stay, dB: layers are kept in floating point, the worst first, until it does."""
+    w8a8_half_range: bool | None = None
+    """Whether w8a8 keeps weights to half of int8's range: right on every CPU, where x86 without VNNI adds products of
+    the whole in 16 bits, which overflow. None for what this CPU needs; who exports for others says so."""
     halves: bool = False
     """For coreml: the UNet as two programs in one package, where a phone's Neural Engine does not take the whole."""
     genai: bool = False
@@ -58,6 +62,8 @@ class Config:
     """Steps of the sampler; by default those that the checkpoint was distilled for, or 50."""
     guidance: float = 7.5
     """How closely to follow the prompt."""
+    guidance_stop: float = 1.0
+    """Share of the steps that are guided, the first ones; the others take one row of the UNet in place of two."""
     scheduler: Scheduler = "ddim"
     """The sampler."""
     timestep_shift: float | Literal["search"] | None = None
@@ -70,6 +76,8 @@ class Config:
         shift = self.timestep_shift
         if isinstance(shift, float | int) and not 0 < shift <= LARGEST_SHIFT:
             raise ValueError(f"got timestep shift {shift:g}, expected {POSSIBLE_SHIFTS}")
+        if not 0 < self.guidance_stop <= 1:
+            raise ValueError(f"got guidance stop {self.guidance_stop:g}, expected {POSSIBLE_STOPS}")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from snapfusion.runtimes.choice import (
     load,
     missing,
 )
-from snapfusion.runtimes.quantisation import Calibration
+from snapfusion.runtimes.quantisation import Calibration, saturates
 from snapfusion.runtimes.torch import Network, export_part
 from snapfusion.sampling import Sampling
 from snapfusion.settings import settings_for
@@ -66,7 +66,7 @@ def run(config: Config, checkpoint: Path, out: Path, decoder: Path | None = None
     manifest = Manifest(
         name=config.name or _name_of(checkpoint.resolve()),
         snapfusion=__version__,
-        defaults=Defaults(steps, config.guidance, config.scheduler),
+        defaults=Defaults(steps, config.guidance, config.scheduler, config.guidance_stop),
         runtimes=stored,
         licences=_licences(checkpoint),
         source=source,
@@ -102,8 +102,10 @@ def _pack(config: Config, manifest: Manifest, checkpoint: Path, decoder: Path, o
     calibration: dict[Part, Calibration] = {}
     if any("w8a8" in stored.values() for stored in manifest.runtimes.values()):
         _refuse_too_large(loaded, manifest)
+        half_range = saturates() if config.w8a8_half_range is None else config.w8a8_half_range
+        figures["w8a8_half_range"] = half_range
         log.info("drawing what w8a8 is calibrated by")
-        calibration = calibrations(record(framed, right), config.w8a8_db)
+        calibration = calibrations(record(framed, right), config.w8a8_db, half_range)
     for runtime in manifest.runtimes:
         for part in PARTS:
             log.info("%s: %s, %s", runtime, part, manifest.runtimes[runtime][part])
@@ -133,7 +135,7 @@ def _placed(config: Config, manifest: Manifest, loaded: Checkpoint) -> tuple[Che
         return loaded, {}
     if config.timestep_shift != "search":
         return replace(loaded, schedule=loaded.schedule.placed(config.timestep_shift)), {}
-    defaults = manifest.defaults
+    defaults = manifest.defaults  # all steps guided: where guidance stops is a share of them, wherever they are
     found = search(loaded, config.prompts, Sampling(defaults.steps, defaults.guidance, defaults.scheduler))
     return replace(loaded, schedule=loaded.schedule.placed(found.nearest)), {"timestep_shift": found.figures()}
 

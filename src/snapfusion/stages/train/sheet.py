@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from snapfusion.autocast import autocast
 from snapfusion.denoising import denoising_loss, draw_batch
 from snapfusion.diffusion.schedule import Schedule
 from snapfusion.latents import HALF_MIRRORED, Cache, Shares
@@ -38,6 +39,6 @@ def held_out_loss(
     total = 0.0
     for index in range(batches):
         drawn = draw_batch(cache, schedule, batch, 0, index, shares)
-        with torch.autocast(cache.latents.device.type, torch.bfloat16):
+        with autocast(cache.latents.device):
             total += denoising_loss(unet, drawn).item()
     return total / batches
