@@ -40,10 +40,10 @@ $(DEMO_VENV)/.installed: pyproject.toml constraints.txt $(shell find src/snapfus
 	@rm -rf build
 	@touch $@
 
-# Editable: only a change of the dependencies installs again.
+# Editable: only a change of the dependencies installs again. Python compiles what is imported, which is a part of it all.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[compress,onnx,test]"
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[compress,onnx,test]"
 	touch $@
 
 .venv-engines/.installed: pyproject.toml constraints.txt

@@ -1,5 +1,6 @@
 """Checkpoints of the real classes, under a megabyte each. What builds them is imported late: few tests need torch."""
 
+import gc
 import json
 import logging
 import os
@@ -11,6 +12,12 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch, which would take every core for each worker
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: to look through it again and again would be a tenth of all the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

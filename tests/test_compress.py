@@ -32,7 +32,7 @@ from snapfusion.table import load_table
 
 pytestmark = pytest.mark.slow
 
-COMMAND = ["compress", "--recipe", "tiny", "--out"]
+COMMAND = ["compress", "--recipe", "tiny", "--out"]  # as the README prints it
 STAGES = ("profile", "evolve", "distill_steps/evolved-2", "distill_decoder", "evaluate")
 
 
@@ -71,6 +71,11 @@ def run(undisturbed: tuple[Path, float]) -> Path:
 @pytest.fixture
 def copy(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def test_the_readme_prints_what_runs_here() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"\n<!-- runs in tests/test_compress.py -->\n```sh\nsnapfusion {' '.join(COMMAND)} run\n```\n" in readme
 
 
 def test_it_leaves_a_bundle_a_report_and_a_result_for_every_stage(run: Path) -> None:
@@ -148,7 +153,7 @@ def test_a_chain_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     children: Any, undisturbed: tuple[Path, float], tmp_path: Path
 ) -> None:
     run, seconds = undisturbed
-    patience, kills, code = seconds / 20, 0, None
+    patience, kills, code = seconds / 10, 0, None
     while code is None:
         child = children.Process(target=run_tiny, args=(tmp_path / "killed",))
         child.start()
@@ -159,7 +164,7 @@ def test_a_chain_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
             child.join()
             kills, patience = kills + 1, patience * 1.15
     assert code == 0
-    assert kills >= 10
+    assert kills >= 5
     assert_same(run, tmp_path / "killed")
 
 

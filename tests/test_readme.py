@@ -2,6 +2,7 @@
 
 Blocks run from top to bottom in one folder, as a reader would run them, the folder being a copy of the repository's.
 `<!-- tiny: OPTIONS -->` above a long one appends options to its single command; the command itself runs as printed.
+`<!-- runs in tests/FILE -->` above one says which other test runs it.
 """
 
 import os
@@ -18,18 +19,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCE = re.compile(
-    r"(?:^<!-- tiny: (?P<tiny>[^\n]+) -->\n+)?^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"(?:^<!-- (?:tiny: (?P<tiny>[^\n]+)|runs in (?P<elsewhere>\S+)) -->\n+)?"
+    r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
 
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block: where it stands, what it says, and the options that make it short ("" where it is)."""
+    """One fenced block: where it stands, what it says, the options that make it short, the file whose tests run it."""
 
     line: int
     language: str
     code: str
     tiny: str
+    elsewhere: str
 
     @property
     def command(self) -> list[str]:
@@ -42,7 +46,7 @@ class Block:
 def blocks(text: str) -> Iterator[Block]:
     for match in FENCE.finditer(text):
         line = text.count("\n", 0, match.start("language")) + 1
-        yield Block(line, match["language"], match["code"], match["tiny"] or "")
+        yield Block(line, match["language"], match["code"], match["tiny"] or "", match["elsewhere"] or "")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,11 @@ def environment() -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "block",
-    [pytest.param(block, id=f"line-{block.line}") for block in blocks(README) if block.language in ("sh", "python")],
+    [
+        pytest.param(block, id=f"line-{block.line}")
+        for block in blocks(README)
+        if block.language in ("sh", "python") and not block.elsewhere
+    ],
 )
 def test_blocks_run(block: Block, workspace: Path, environment: dict[str, str]) -> None:
     result = subprocess.run(
@@ -82,6 +90,11 @@ def test_blocks_run(block: Block, workspace: Path, environment: dict[str, str]) 
         check=False,
     )
     assert result.returncode == 0, f"README.md:{block.line}\n{block.code}\n{result.stdout}\n{result.stderr}"
+
+
+def test_what_runs_elsewhere_is_there() -> None:
+    elsewhere = [block for block in blocks(README) if block.elsewhere]
+    assert all("README.md" in (ROOT / block.elsewhere).read_text(encoding="utf-8") for block in elsewhere)
 
 
 def test_every_block_says_whether_it_runs() -> None:

@@ -51,8 +51,8 @@ class Config:
     w8a8_db: float = 35.0
     """How near to torch w8a8 has to stay, dB: layers are kept in floating point, the worst first, until it does."""
     w8a8_half_range: bool | None = None
-    """Whether w8a8 keeps weights to half of int8's range: right on every CPU, where x86 without VNNI adds products of
-    the whole in 16 bits, which overflow. None for what this CPU needs; who exports for others says so."""
+    """Whether w8a8 keeps weights to half of int8's range, so that x86 CPUs without VNNI, which add products in 16 bits,
+    do not overflow. None for what this CPU needs; who exports for others says so."""
     halves: bool = False
     """For coreml: the UNet as two programs in one package, where a phone's Neural Engine does not take the whole."""
     genai: bool = False
