@@ -43,7 +43,9 @@ def stickers() -> Recipe:
         distill_decoder=distill_decoder.Config(
             latents=512, held_out=96, steps=20, guidance=4.0, images=16_000, lpips_weight=0.1,
         ),
-        export=export.Config(name="stickers", steps=8, guidance=4.0, scheduler="dpm++", timestep_shift="search"),
+        export=export.Config(
+            name="stickers", steps=8, guidance=4.0, guidance_stop=0.75, scheduler="dpm++", timestep_shift="search",
+        ),
         evaluate=evaluate.Config(
             protocols=("cells",), guidance=4.0, curve=(2.0, 4.0, 6.0), curve_pictures=16, batch=16,
         ),
