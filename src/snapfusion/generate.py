@@ -149,15 +149,10 @@ class OpenBundle:
             ValueError: For anything outside these bounds. What `remarks` finds is a warning.
         """
         seed = new_seed() if seed is None else seed
-        options = {
-            "steps": steps,
-            "guidance": guidance,
-            "guidance_stop": guidance_stop,
-            "scheduler": scheduler,
-            "n": n,
-            "size": size,
-        }
-        settings = settings_for(self.bundle, prompt, seed=seed, negative=negative, **options)
+        settings = settings_for(
+            self.bundle, prompt, seed=seed, negative=negative, steps=steps, guidance=guidance, n=n, scheduler=scheduler,
+            guidance_stop=guidance_stop, size=size,
+        )  # fmt: skip
         for remark in remarks(self.bundle, settings[0].steps, prompt, negative):
             warnings.warn(remark, stacklevel=2)
         return [generate(self.bundle, self.networks, one) for one in settings]
