@@ -28,9 +28,22 @@ def test_products_are_in_bfloat16_only_where_it_is(monkeypatch: pytest.MonkeyPat
     assert precision_on(CPU, "no") == "no"
 
 
-def test_a_cpu_has_what_onednn_says_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    if (flags := Path("/proc/cpuinfo")).exists() and "avx2" in flags.read_text():
-        assert has_bf16(CPU) or "avx512_bf16" not in flags.read_text()
+def test_a_cpu_has_what_its_flags_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    if (flags := Path("/proc/cpuinfo")).exists() and "avx2" in (told := flags.read_text()):
+        assert has_bf16(CPU) == ("avx512_bf16" in told or "amx_bf16" in told)
+
+
+@pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16"])
+def test_a_cpu_that_emulates_it_has_none(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    able = {"architecture": "x86_64", "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert not has_bf16(CPU)
+    able[name] = True
+    assert has_bf16(CPU)
+    able |= {name: False, "architecture": "aarch64"}  # where oneDNN knows
+    assert has_bf16(CPU)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     assert not has_bf16(CPU)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)

@@ -293,7 +293,7 @@ def test_minilm_is_what_transformers_loads() -> None:
 
 def test_minilm_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MINILM", "no_such_package")
-    with pytest.raises(ValueError, match=r"got no package no_such_package.*pip install 'snapfusion\[compress\]'"):
+    with pytest.raises(ValueError, match=r"got no package no_such_package.*in a clone: pip install '\.\[compress\]'"):
         minilm_text_encoder()
 
 

@@ -54,7 +54,7 @@ def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatc
 
     monkeypatch.setitem(commands.COMMANDS, "train moon", loader)
     assert cli.main(["train", "moon", "--out", "x"]) == 2
-    expected = "needs a_library_that_nobody_has, which is not installed: pip install 'snapfusion[compress]'"
+    expected = "needs a_library_that_nobody_has, which is not installed: in a clone: pip install '.[compress]'"
     assert capsys.readouterr().err == f"snapfusion: {expected}\n"
 
 

@@ -235,7 +235,7 @@ def damaged(data: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (lambda data: (data / "index.jsonl").unlink(), "without index.jsonl, expected a sticker set"),
+        (lambda data: (data / "index.jsonl").unlink(), "without index.jsonl, expected a set"),
         (lambda data: (data / "shards" / "0.tar").write_bytes(b"x" * 2000), "expected a tar of pictures"),
         (lambda data: (data / "shards" / "0.tar").unlink(), "No such file or directory"),
         (damaged, "cannot identify image file"),

@@ -8,10 +8,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -19,6 +22,7 @@ from torch.distributed.tensor import DTensor
 import tiny_models
 from snapfusion import autocast
 from snapfusion.fit import WHOLE, Fit, FitConfig, Share, fit, learning_rate
+from snapfusion.fit_state import restore, save
 from snapfusion.stage_folder import PausedError
 
 CONFIG = FitConfig(
@@ -224,6 +228,24 @@ def test_observe_sees_averages_and_may_stop(tmp_path: Path) -> None:
     assert seen == [5, 10]
     assert isinstance(ended, Fit)
     assert ended.step == 10
+    again = fit(model(), loss, CONFIG, tmp_path, observe, observe_steps=5)
+    assert seen == [5, 10, 10]  # what a kill may have lost; and it trains no further
+    assert again.step == 10
+
+
+def test_the_scale_of_half_precision_outlives_a_pause(tmp_path: Path) -> None:
+    def halved(scale: float) -> tuple[Any, nn.Module, torch.optim.Optimizer, EMAModel]:
+        net = model()
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(torch.ones(1))  # makes it
+        accelerator = SimpleNamespace(is_main_process=True, scaler=scaler)
+        return accelerator, net, torch.optim.AdamW(net.parameters()), EMAModel(net.parameters())
+
+    accelerator, *training = halved(8.0)
+    save(accelerator, tmp_path / "state.safetensors", 7, *training)
+    accelerator, *training = halved(65536.0)
+    assert restore(accelerator, tmp_path / "state.safetensors", *training) == 7
+    assert accelerator.scaler.get_scale() == 8.0
 
 
 def test_a_loss_that_is_not_finite_is_an_error_and_the_last_good_state_stays(tmp_path: Path) -> None:

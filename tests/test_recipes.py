@@ -99,6 +99,11 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
             "got no checkpoint, expected a folder in diffusers' layout or a single file for --recipe stickers",
         ),
         (["nowhere", "--recipe", "tiny"], "expected none: --recipe tiny makes its own"),
+        (
+            ["nowhere", "--recipe", "tiny", "--budget", "1"],
+            "got --budget 1, expected a share of the milliseconds, below 1",
+        ),
+        (["nowhere", "--recipe", "tiny", "--accumulate", "0"], "got --accumulate 0, expected at least 1"),
         (["--recipe", "tiny", "--dry-run", "--utilisation", "2"], "got utilisation 2.0, expected a share"),
         (["--recipe", "large"], "large"),
     ],
@@ -110,6 +115,28 @@ def test_a_persons_mistake_is_one_line(
     err = capsys.readouterr().err
     assert said in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_checkpoint_of_yours_is_not_trained_on_stickers(
+    tiny_sd_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["compress", str(tiny_sd_checkpoint), "--recipe", "sd15", "--out", str(out), *more]) == 2
+    assert f"got no --data, expected captioned pictures like those that {tiny_sd_checkpoint}" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_changes_reach_every_stage_and_nothing_else() -> None:
+    recipe = recipes.sd15()
+    assert recipes.Changes().of(recipe) == recipe
+    changed = recipes.Changes(budget=0.3, accumulate=32).of(recipe)
+    assert changed.budget == 0.3
+    parts = {"velocity": 32, "evolve": 32, "distill_steps": 32, "distill_decoder": 16}  # of a batch of 16
+    for stage, accumulate in parts.items():
+        assert getattr(changed, stage) == replace(getattr(recipe, stage), accumulate=accumulate)
+    assert replace(changed, **{name: getattr(recipe, name) for name in ("budget", *recipes.TRAIN)}) == recipe
+    assert recipes.Changes(accumulate=2).of(recipes.stickers()).distill_steps is None
 
 
 def test_tiny_makes_the_same_checkpoint_every_time(tmp_path: Path) -> None:

@@ -8,12 +8,15 @@ import torch
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is worth asking a device for: a GPU that has it, a CPU for which oneDNN has it."""
+    """Whether bfloat16 is worth asking a device for: a GPU that has it, a CPU with instructions that oneDNN uses."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         known = torch.backends.mkldnn.is_available()  # not on every Mac
-        return known and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        able = torch.cpu.get_capabilities()
+        # oneDNN's word alone is not enough: on x86 it has bfloat16 from AVX-512 on, which mostly emulates it.
+        made_for = able["architecture"] != "x86_64" or able["avx512_bf16"] or able["amx_bf16"]
+        return known and made_for and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return True  # another device knows best
 
 

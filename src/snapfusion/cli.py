@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "snapfusion":
             raise
-        return _fail(f"needs {error.name}, which is not installed: pip install 'snapfusion[compress]'")
+        return _fail(f"needs {error.name}, which is not installed: in a clone: pip install '.[compress]'")
     except PausedError as pause:
         return _fail(str(pause), PAUSED)
     except OSError as error:

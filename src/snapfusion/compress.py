@@ -49,6 +49,12 @@ class Recipe:
     budget: float = 0.5
     """Share of the UNet's milliseconds that evolution may keep, where its config names no budget."""
 
+    @property
+    def places_steps(self) -> bool:
+        """Whether something is drawn in steps that are moved, which steps that were distilled cannot be."""
+        decoder = self.distill_decoder is not None and self.distill_decoder.timestep_shift is not None
+        return decoder or self.export.timestep_shift is not None
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -57,7 +63,7 @@ class Inputs:
     checkpoint: Path
     """A folder in diffusers' layout."""
     data: Path
-    """A built sticker set."""
+    """A set of `snapfusion data pairs` or `snapfusion data stickers`."""
     table: Path | None = None
     """Prices measured elsewhere, on a phone for one; None to measure this device."""
     cache: Path | None = None
@@ -89,6 +95,11 @@ def compress(recipe: Recipe, inputs: Inputs, out: Path, max_seconds: float = mat
         raise ValueError(
             f"got steps to distil and an export with timestep_shift {recipe.export.timestep_shift!r}, expected one of "
             "them: distilled steps stay where they were learned"
+        )
+    if (known := load_schedule(inputs.checkpoint).distilled_steps) and recipe.places_steps:
+        raise ValueError(
+            f"got {inputs.checkpoint}, distilled for {known} steps, and a recipe that places its own, expected a "
+            "checkpoint that was distilled for none: distilled steps stay where they were learned"
         )
     left = Deadline(max_seconds)
     base, data = inputs.checkpoint, inputs.data

@@ -107,7 +107,7 @@ def fit(
 
     State goes to `folder / "state.safetensors"` every `save_seconds` and at the end, whole or not at all; the same call
     on the same folder goes on from there. `observe(step, model)` sees the model with its EMA weights every
-    `observe_steps`, in the main process, and says whether to stop.
+    `observe_steps`, in the main process, and says whether to stop; a step that a call goes on from it sees again.
 
     Raises:
         ValueError: the loss is not finite (the last good state stays on disk), the state is of another model, or the
@@ -124,10 +124,19 @@ def fit(
     )
     prepared, prepared_optimizer = accelerator.prepare(trained, optimizer)
     ema = EMAModel(trained.parameters(), decay=config.ema, use_ema_warmup=True, power=0.75, foreach=True)
-    step = restore(folder / STATE, trained, optimizer, ema)
+    step = restore(accelerator, folder / STATE, trained, optimizer, ema)
 
+    def look() -> bool:
+        """Whether who observes says to stop at this step."""
+        if observe is None or step == 0 or step % observe_steps:
+            return False
+        with averaged(model, trained, ema, accelerator.device):
+            (stop,) = agreed(accelerator, accelerator.is_main_process and observe(step, model))
+        return stop
+
+    stop = look()  # again, where a kill may have come between the save and the look
     started = saved = reported = time.monotonic()
-    first, losses, rate, mean, stop, paused = step, [], 0.0, math.nan, False, False
+    first, losses, rate, mean, paused = step, [], 0.0, math.nan, False
     with progress(config.name, step, config.steps) as show:
         while not (stop or paused or step >= config.steps):
             losses += take_step(accelerator, prepared, prepared_optimizer, loss, step, config)
@@ -151,9 +160,7 @@ def fit(
             if save_due:
                 save(accelerator, folder / STATE, step, trained, optimizer, ema)
                 saved = time.monotonic()
-            if observe is not None and step % observe_steps == 0:
-                with averaged(model, trained, ema, accelerator.device):
-                    (stop,) = agreed(accelerator, accelerator.is_main_process and observe(step, model))
+            stop = look()
 
     if losses:
         mean = finite_mean(accelerator, losses, step, folder)

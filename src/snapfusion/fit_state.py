@@ -27,10 +27,14 @@ def save(
             whole(value)
         return
     plain = {name: whole(value.detach()).cpu().contiguous().clone() for name, value in tensors.items()}
-    save_whole(plain, path, {"fit": json.dumps({"step": step, "ema_steps": ema.optimization_step})})
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler else None  # of fp16: how far losses are scaled up
+    at = {"step": step, "ema_steps": ema.optimization_step, "scaler": scaler}
+    save_whole(plain, path, {"fit": json.dumps(at)})
 
 
-def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel) -> int:
+def restore(
+    accelerator: Accelerator, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel
+) -> int:
     """Load what `save` wrote, if it is there, and return the step to go on from. A network in parts takes its part."""
     if not path.exists():
         return 0
@@ -44,6 +48,8 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema:
     for index, value in enumerate(ema.shadow_params):
         value.copy_(part_like(tensors[f"ema.{index}"], value))
     ema.optimization_step = at["ema_steps"]
+    if accelerator.scaler and at.get("scaler"):
+        accelerator.scaler.load_state_dict(at["scaler"])
     state: dict[int, dict[str, Tensor]] = {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, value in tensors.items():

@@ -42,7 +42,7 @@ def generate(
     tokens, _ = tokenize(bundle.tokenizer, prompts, bundle.length)
     embedding = networks.text_encoder(input_ids=tokens)
     timesteps = [step.t for step in path_of(bundle.schedule, settings.steps, settings.scheduler)]
-    last = last_guided(timesteps, settings.guidance_stop)
+    last = last_guided(timesteps, settings.guidance_stop, settings.guidance)
 
     def predict(latent: Latent, t: int) -> Latent:
         texts = embedding if t >= last else embedding[-1:]

@@ -78,13 +78,13 @@ def generate(
         out: Where the picture goes; one that is there is replaced. With several pictures, -1, -2, ... is added.
         negative: What the picture should not show.
         seed: The same seed gives the same picture, 0 to 2^64-1.
-        steps: Steps of the sampler, 1 to 1000: more is slower and finer.
+        steps: Steps of the sampler, 1 to 1000. Those of the bundle suit it best.
         guidance: How closely to follow the prompt, 0 to 50; 1 is no guidance.
         n: Pictures, 1 to 64; their seeds follow one another.
         scheduler: The sampler.
         guidance_stop: Share of the steps that are guided, the first ones, above 0 and at most 1. The rest take half the
             time, and know nothing of a negative prompt.
-        size: Pixels of a side.
+        size: Pixels of a side; a bundle draws one size and refuses others.
         bundle: A bundle's folder.
         runtime: What runs the networks, of those that the bundle holds files of.
         threads: Threads of the CPU.

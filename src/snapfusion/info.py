@@ -28,7 +28,8 @@ def describe(bundle: Bundle) -> str:
     defaults, side, shift = manifest.defaults, bundle.image_size, bundle.schedule.timestep_shift
     steps = f"{defaults.steps} steps of {defaults.scheduler}" + (f", timestep shift {shift:g}" if shift != 1 else "")
     guidance = f"guidance {defaults.guidance:g}"
-    if (guided := guided_steps(defaults.steps, defaults.guidance_stop)) < defaults.steps and defaults.guidance != 1:
+    guided = guided_steps(defaults.steps, defaults.guidance_stop, defaults.guidance)
+    if 0 < guided < defaults.steps:
         guidance += f" in the first {guided} of them"
     about = [
         ("bundle", f"{manifest.name}  {bundle.hash[:12]}"),

@@ -104,7 +104,7 @@ def _distill_decoder(config: distill_decoder.Config, costs: Costs) -> Row:
     drawn = latents * (config.steps * GUIDED * costs.unet.operations + costs.decoder.operations)
     trained = config.images * STEP / 4 * costs.decoder.operations
     memory = LOADED * costs.parameters + TRAINED * costs.decoder.parameters / 4
-    memory += config.batch / 2 * costs.decoder.activations
+    memory += config.batch / config.accumulate / 2 * costs.decoder.activations
     disk = _checkpoint(costs) + latents * (costs.latent + costs.picture) * HALF
     return Row("distill_decoder", drawn + trained, memory, disk)
 

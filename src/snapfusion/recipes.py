@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -37,14 +37,16 @@ def stickers() -> Recipe:
         profile=profile.Config(),
         evolve=evolve.Config(
             cuts=1, room=0.035, score="trajectory", prompts=16, steps=6, skip_rise=50,
-            noise_shift=2.0, mirrored=0.0, robust_images=3_200, round_images=3_200, finetune_images=24_000,
+            noise_shift=2.0, mirrored=0.0, robust_images=3_200, round_images=1_600, finetune_images=8_000,
         ),
         distill_steps=None,  # placed well, 8 steps lose nothing of this base; what distilling costs: docs/steps.md
         distill_decoder=distill_decoder.Config(
-            latents=512, held_out=96, steps=20, guidance=4.0, images=16_000, lpips_weight=0.1,
+            latents=512, held_out=96, steps=8, guidance=4.0, scheduler="dpm++", timestep_shift=3.0, images=16_000,
+            lpips_weight=0.1,
         ),
         export=export.Config(
-            name="stickers", steps=8, guidance=4.0, guidance_stop=0.75, scheduler="dpm++", timestep_shift="search",
+            name="stickers", text_encoder="int4-words", steps=8, guidance=4.0, guidance_stop=0.75, scheduler="dpm++",
+            timestep_shift="search",
         ),
         evaluate=evaluate.Config(
             protocols=("cells",), guidance=4.0, curve=(2.0, 4.0, 6.0), curve_pictures=16, batch=16,
@@ -94,8 +96,41 @@ def tiny() -> Recipe:
 
 
 STICKERS = 10_213  # pictures of the set that is built where none is named
+NO_DATA = (
+    "got no --data, expected captioned pictures like those that {} draws: snapfusion data pairs makes a set of them"
+)
 NO_CHECKPOINT = "got no checkpoint, expected a folder in diffusers' layout or a single file for --recipe {}"
+TRAIN = ("velocity", "evolve", "distill_steps", "distill_decoder")
+"""The stages that do."""
 RECIPES = {"stickers": stickers, "sd15": sd15, "tiny": tiny}
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a person may change of a recipe without editing it; None leaves it as it is."""
+
+    budget: float | None = None
+    """Share of the UNet's milliseconds that evolution may keep; by default the recipe's."""
+    accumulate: int | None = None
+    """Parts in which every stage computes a batch, as far as it divides into them: the more, the less memory. By
+    default the recipe's."""
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and not 0 < self.budget < 1:
+            raise ValueError(f"got --budget {self.budget:g}, expected a share of the milliseconds, below 1")
+        if self.accumulate is not None and self.accumulate < 1:
+            raise ValueError(f"got --accumulate {self.accumulate}, expected at least 1")
+
+    def of(self, recipe: Recipe) -> Recipe:
+        """The recipe, changed."""
+        if self.budget is not None:
+            recipe = replace(recipe, budget=self.budget)
+        if self.accumulate is not None:
+            stages = {name: stage for name in TRAIN if (stage := getattr(recipe, name)) is not None}
+            parts = {name: math.gcd(stage.batch, self.accumulate) for name, stage in stages.items()}
+            changed = {name: replace(stage, accumulate=parts[name]) for name, stage in stages.items()}
+            recipe = replace(recipe, **changed)
+        return recipe
 
 
 def start(
@@ -106,16 +141,22 @@ def start(
     out: Path,
     max_seconds: float = math.inf,
     loras: Sequence[Lora] = (),
+    changes: Changes = Changes(),
 ) -> Result:
     """Run a recipe in folder `out`, on what it makes or fetches itself where nothing is named; see `compress`."""
     log_to_terminal()
     transformers.logging.set_verbosity_error()  # its remarks are about what nobody here chose
     transformers.logging.disable_progress_bar()
-    return compress(RECIPES[name](), inputs_of(name, checkpoint, data, table, out, loras), out, max_seconds)
+    return compress(changes.of(RECIPES[name]()), inputs_of(name, checkpoint, data, table, out, loras), out, max_seconds)
 
 
 def dry_run(
-    name: Name, checkpoint: Path | None, data: Path | None, utilisation: float = 0.2, tflops: float | None = None
+    name: Name,
+    checkpoint: Path | None,
+    data: Path | None,
+    utilisation: float = 0.2,
+    tflops: float | None = None,
+    changes: Changes = Changes(),
 ) -> str:
     """What `start` would take, a line for each stage; nothing is written.
 
@@ -129,9 +170,11 @@ def dry_run(
         loaded, pictures = tiny_inputs.checkpoint(), tiny_inputs.PICTURES
     elif checkpoint is None:
         raise ValueError(NO_CHECKPOINT.format(name))
+    elif data is None and name != "stickers":
+        raise ValueError(NO_DATA.format(checkpoint))
     else:
         loaded, pictures = load(checkpoint)[0], STICKERS if data is None else len(load_index(data))
-    recipe = RECIPES[name]()
+    recipe = changes.of(RECIPES[name]())
     if loaded.schedule.prediction_type != "epsilon":
         recipe = replace(recipe, velocity=None)  # as `compress` skips it
     speed = matrix_speed() if tflops is None else tflops * 1e12
@@ -154,6 +197,8 @@ def inputs_of(
         return Inputs(made.checkpoint, made.data, table or made.table, made.weights)
     if checkpoint is None:
         raise ValueError(NO_CHECKPOINT.format(name))
+    if data is None and name != "stickers":
+        raise ValueError(NO_DATA.format(checkpoint))
     name_of_it = checkpoint.resolve().stem
     checkpoint = as_folder(checkpoint, loras, out / "checkpoint")
     side = side_of(checkpoint)

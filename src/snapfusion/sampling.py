@@ -71,10 +71,10 @@ def sample_latents(
     assert len(embedding) == len(noise), (embedding.shape, noise.shape)
     both = torch.cat([empty.expand_as(embedding), embedding])
     timesteps = [step.t for step in path_of(schedule, sampling.steps, sampling.scheduler)]
-    last = last_guided(timesteps, sampling.guidance_stop)
+    last = last_guided(timesteps, sampling.guidance_stop, sampling.guidance)
 
     def predict(latent: Tensor, t: int) -> Tensor:
-        guided = sampling.guidance != 1 and t >= last
+        guided = t >= last
         latents, rows = (torch.cat([latent, latent]), both) if guided else (latent, embedding)
         with autocast(latent.device, sampling.bf16):
             prediction = unet(latents, t, rows).sample.float()

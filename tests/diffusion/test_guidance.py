@@ -26,12 +26,18 @@ def test_precision_is_kept():
 
 
 def test_halves_of_a_step_are_guided() -> None:
-    assert [guided_steps(steps, 0.5) for steps in (1, 2, 3, 5, 7)] == [1, 1, 2, 3, 4]
+    assert [guided_steps(steps, 0.5, 4.0) for steps in (1, 2, 3, 5, 7)] == [1, 1, 2, 3, 4]
+
+
+def test_no_guidance_stops_at_once_and_that_below_1_never() -> None:
+    assert [guided_steps(8, 0.5, guidance) for guidance in (0.0, 0.9, 1.0, 1.1)] == [8, 8, 0, 4]
+    assert last_guided([999, 499], 0.5, 1.0) > 999
+    assert last_guided([999, 499], 0.5, 0.0) == 499
 
 
 @pytest.mark.parametrize(("stop", "guided"), [(1.0, 8), (0.9, 7), (0.5, 4), (0.3, 2), (0.01, 1)])
 def test_the_last_guided_step_is_that_of_the_share(stop: float, guided: int) -> None:
     timesteps = [999, 971, 922, 874, 799, 713, 570, 363]
-    assert guided_steps(8, stop) == guided
-    last = last_guided(timesteps, stop)
+    assert guided_steps(8, stop, 4.0) == guided
+    last = last_guided(timesteps, stop, 4.0)
     assert [t for t in timesteps if t >= last] == timesteps[:guided]

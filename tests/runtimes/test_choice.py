@@ -23,12 +23,12 @@ def test_the_best_that_is_installed_draws(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_missing_one_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, "torch")
-    message = r'onnx needs onnxruntime, which is not installed: pip install "snapfusion\[onnx\]"'
+    message = r'onnx needs onnxruntime, which is not installed; in a clone: pip install "\.\[onnx\]"'
     with pytest.raises(ValueError, match=f"^{message}$"):
         choose(["onnx"])
     with pytest.raises(ValueError, match=f"^{message}$"):
         choose(["onnx", "torch"], "onnx")
-    with pytest.raises(ValueError, match=r'^openvino needs .* pip install "snapfusion" or onnx needs '):
+    with pytest.raises(ValueError, match=r'^openvino needs .* pip install "\." or onnx needs '):
         choose(["onnx", "openvino"])
 
 

@@ -62,13 +62,44 @@ def test_weights_keep_to_half_of_the_range_where_asked(
 ) -> None:
     export(module, tmp_path, floor_db=1.0, half_range=half_range)
     model = openvino.CORE.read_model(tmp_path / openvino.FILES[0])
-    weights = [node.data for node in model.get_ops() if node.get_type_name() == "Constant" and is_int8(node)]
+    weights = [node.data for node in model.get_ops() if is_constant(node) and kind_of(node) == "i8"]
     assert len(weights) == 2
     assert max(int(np.abs(weight.astype(int)).max()) for weight in weights) == largest  # the first is halved always
 
 
-def is_int8(node: Any) -> bool:
-    return node.get_element_type().get_type_name() == "i8"
+class Words(nn.Module):
+    """A table of words before a layer, as a text encoder begins; one of whose widths no group of 128 divides."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Embedding(1000, width), nn.Linear(width, 64)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.layer(self.table(input_ids))
+
+
+@pytest.mark.parametrize(("width", "bits"), [(256, 4), (48, 8)])
+def test_a_table_of_words_takes_half_of_int8_where_groups_fit(width: int, bits: int, tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Words(width).eval()
+    openvino.export(module, {"input_ids": torch.zeros(2, 8, dtype=torch.int64)}, "out", tmp_path, "int4-words")
+    asked = {"input_ids": np.random.default_rng(0).integers(1000, size=(2, 8))}
+    expected, drawn = Network(module)(**asked), openvino.open(tmp_path, batch=2)(**asked)
+    off = np.linalg.norm(drawn - expected) / np.linalg.norm(expected)
+    assert off < {4: 0.15, 8: 0.02}[bits]  # a sixteenth of the range is at most half a step off
+    stored = [node for node in openvino.CORE.read_model(tmp_path / openvino.FILES[0]).get_ops() if is_constant(node)]
+    size = {kind: sum(int(np.prod(node.shape)) for node in stored if kind in kind_of(node)) for kind in ("i4", "8")}
+    rows = 1000 * width if bits == 4 else 1000 * (width + 1)  # in 8 bits a row has a zero point, too
+    assert size == ({"i4": rows, "8": 64 * width} if bits == 4 else {"i4": 0, "8": rows + 64 * width})
+
+
+def is_constant(node: Any) -> bool:
+    return node.get_type_name() == "Constant"
+
+
+def kind_of(constant: Any) -> str:
+    return constant.get_element_type().get_type_name()
 
 
 def test_nearness_counts_up_to_the_floor() -> None:

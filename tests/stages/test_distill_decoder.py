@@ -203,6 +203,11 @@ def test_a_config_of_nothing_is_refused(field: str, message: str) -> None:
         replace(CONFIG, **{field: 0})
 
 
+def test_a_shift_that_moves_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="got timestep shift 0, expected a number above 0"):
+        replace(CONFIG, timestep_shift=0.0)
+
+
 def test_held_out_prompts_are_not_trained_on(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("\n".join(["a fox", "", "a fox ", *(f"thing {n}" for n in range(29))]))
@@ -242,7 +247,7 @@ def test_latents_are_drawn_from_the_asked_subset(
 
 
 def test_latents_are_those_of_their_prompts_and_seeds(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    plan = latents.Plan(4, 3, 2, latents.Sampling(2, 2.0), seed=0)
+    plan = latents.Plan(4, 3, 2, latents.Sampling(2, 2.0), None, seed=0)
     latents.draw(load_checkpoint(tiny_checkpoint), divide(PROMPTS, 0), plan, tmp_path, math.inf)
     drawn = latents.load(tmp_path, "train")
     assert drawn.shape == (4, 4, 16, 16)
@@ -253,6 +258,21 @@ def test_latents_are_those_of_their_prompts_and_seeds(tiny_checkpoint: Path, tmp
     asked = [order[number % 3] for number in numbers]
     expected = draw_latents(load_checkpoint(tiny_checkpoint), asked, seeds, latents.Sampling(2, 2.0))
     torch.testing.assert_close(drawn.float(), expected, atol=4e-3, rtol=1e-3)  # float16 on disk
+
+
+def test_latents_are_drawn_in_placed_steps_and_the_checkpoint_keeps_its_own(
+    tiny_checkpoint: Path, prompts: Path, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, scheduler="dpm++", timestep_shift=3.0, images=2)
+    made = run(config, tiny_checkpoint, prompts, tmp_path / "out").checkpoint
+    base, sampling = load_checkpoint(tiny_checkpoint), latents.Sampling(2, 2.0, "dpm++")
+    base = replace(base, schedule=base.schedule.placed(3.0))
+    order = divide(PROMPTS, CONFIG.seed)["held-out"]
+    seeds = [latents.noise_seed(CONFIG.seed, number) for number in range(3)]
+    expected = draw_latents(base, [order[number % len(order)] for number in range(3)], seeds, sampling)
+    drawn = latents.load(tmp_path / "out" / "latents", "held-out")
+    torch.testing.assert_close(drawn.float(), expected, atol=4e-3, rtol=1e-3)  # float16 on disk
+    assert load_checkpoint(made).schedule == load_checkpoint(tiny_checkpoint).schedule
 
 
 @pytest.mark.slow

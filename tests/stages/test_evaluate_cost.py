@@ -36,10 +36,15 @@ def test_openvinos_count_is_the_one_by_hand(tmp_path: Path) -> None:
     flat = op.reshape(convolved, op.constant(np.array([0, 8, 36])), special_zero=True)
     product = op.matmul(op.constant(random.random((5, 8)).astype(np.float32)), flat, False, False)
     attended = op.scaled_dot_product_attention(product, product, product)
-    model = ov.Model([attended], [image])
+    words = op.constant(random.integers(-7, 7, (6, 2, 8)).astype(np.int8), ov.Type.i4)  # two groups of a row of 16
+    table = op.multiply(op.convert(words, np.float32), op.constant(random.random((6, 2, 1)).astype(np.float32)))
+    row = op.gather(
+        op.reshape(table, op.constant(np.array([6, 16])), special_zero=False), op.constant(3), op.constant(0)
+    )
+    model = ov.Model([attended, row], [image])
     ov.save_model(model, tmp_path / FILES[0], compress_to_fp16=True)
     found = cost._cost_of_graph(tmp_path)
-    assert found.parameters == 8 * 4 * 3 * 3 + 5 * 8  # the scales apart
+    assert found.parameters == 8 * 4 * 3 * 3 + 5 * 8 + 6 * 16  # the scales apart
     assert found.macs == 8 * 36 * 4 * 3 * 3 + 5 * 36 * 8 + 2 * 5 * 5 * 36
     assert found.bytes == sum((tmp_path / name).stat().st_size for name in FILES)
 

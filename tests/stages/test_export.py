@@ -113,11 +113,12 @@ def test_each_part_has_its_floor(part: str, db: float, weights: str, message: st
         check({**GOOD, part: {"psnr_db": db}, "pictures": GOOD_PICTURES}, stored)
 
 
-def test_pictures_have_their_floor() -> None:
+@pytest.mark.parametrize("rounding", [{"unet": "w8a8"}, {"text_encoder": "int4-words"}])
+def test_pictures_have_their_floor(rounding: dict[str, str]) -> None:
     stored = dict.fromkeys(GOOD, "int8")
     with pytest.raises(ValueError, match=r"got pictures 29\.9 dB from torch's, expected at least 30 dB"):
         check({**GOOD, "pictures": {"median_psnr_db": 29.9, "n": 16}}, stored)
-    rounded = {**stored, "unet": "w8a8"}
+    rounded = {**stored, **rounding}
     check({**GOOD, "pictures": {"median_psnr_db": 29.9, "n": 16}}, rounded)
     with pytest.raises(ValueError, match=r"got pictures 19\.9 dB from torch's, expected at least 20 dB"):
         check({**GOOD, "pictures": {"median_psnr_db": 19.9, "n": 16}}, rounded)
@@ -232,6 +233,11 @@ def test_a_precision_that_a_runtime_does_not_know_is_refused(tiny_checkpoint: Pa
         stage.run(replace(CONFIG, runtime=("onnx",), precision="fp16"), tiny_checkpoint, tmp_path / "bundle")
 
 
+def test_only_the_text_encoder_has_words(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got int4-words for the unet in openvino, expected one of int8, fp16, w8a8"):
+        stage.run(replace(CONFIG, runtime=("openvino",), unet="int4-words"), tiny_checkpoint, tmp_path / "bundle")
+
+
 def test_a_network_too_large_for_onnx_is_refused_before_anything_is_drawn(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,7 +252,7 @@ def test_a_runtime_that_is_not_installed_is_named(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "is_installed", lambda runtime: False)
-    with pytest.raises(ValueError, match=r'pip install "snapfusion\[onnx\]"'):
+    with pytest.raises(ValueError, match=r'pip install "\.\[onnx\]"'):
         stage.run(replace(CONFIG, runtime=("onnx",)), tiny_checkpoint, tmp_path / "bundle")
 
 

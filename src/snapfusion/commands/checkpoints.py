@@ -27,6 +27,7 @@ def compress() -> Command:
         utilisation: float = 0.2,
         tflops: float | None = None,
         lora: Loras = (),
+        changes: Annotated[recipes.Changes, OmitArgPrefixes],
     ) -> None:
         """Run a recipe: profile, evolve, distil steps and decoder, export, evaluate. To resume, run the same command.
 
@@ -34,7 +35,8 @@ def compress() -> Command:
             checkpoint: A folder in diffusers' layout, a single .safetensors or a hub's name; --recipe tiny makes one.
             recipe: What is done, and how long.
             out: The run's folder. In the end it holds `bundle` and `report.html`.
-            data: A built sticker set; by default it is built in the run's folder.
+            data: A set of `snapfusion data pairs`, or of `snapfusion data stickers`, which --recipe stickers builds by
+                itself.
             table: Prices measured elsewhere, on a phone for one; by default this machine is measured.
             max_seconds: Stop cleanly after this long (exit status 75); the same command goes on.
             dry_run: Only say what each stage would take: operations, hours, memory, disk.
@@ -43,8 +45,9 @@ def compress() -> Command:
             lora: FILE or FILE:SCALE, merged before anything else. Can be given several times.
         """
         if dry_run:
-            return print(recipes.dry_run(recipe, checkpoint, data, utilisation, tflops))
-        return tell(recipes.start(recipe, checkpoint, data, table, out, max_seconds, parsed(lora)).describe())
+            return print(recipes.dry_run(recipe, checkpoint, data, utilisation, tflops, changes))
+        loras = parsed(lora)
+        return tell(recipes.start(recipe, checkpoint, data, table, out, max_seconds, loras, changes).describe())
 
     return command
 

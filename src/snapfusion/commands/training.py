@@ -89,7 +89,7 @@ def evolve() -> Command:
         Args:
             checkpoint: A folder in diffusers' layout.
             table: What each piece of its UNet costs on the device: `snapfusion profile` writes it.
-            data: A built sticker set.
+            data: A set of `snapfusion data pairs` or `snapfusion data stickers`.
             out: The folder of the checkpoints and the history. The same command goes on where it was stopped.
             price_only: Train nothing: search this architecture with --scores, and print what would stay; with --out,
                 also write it as BUDGETms/architecture.json.
@@ -129,7 +129,7 @@ def distill_steps() -> Command:
         Args:
             student: The checkpoint to start from; its UNet may be another than the teacher's.
             teacher: A checkpoint of the same text encoder and latents, undistilled or distilled for twice the steps.
-            data: A built sticker set.
+            data: A set of `snapfusion data pairs` or `snapfusion data stickers`.
             out: The run's folder; the checkpoint is written to its `checkpoint`.
             cache: Where latents and embeddings are kept; by default `cache` beside the run's folder.
         """
@@ -157,7 +157,7 @@ def distill_velocity() -> Command:
 
         Args:
             checkpoint: A folder in diffusers' layout, such as Stable Diffusion's.
-            data: A built sticker set.
+            data: A set of `snapfusion data pairs` or `snapfusion data stickers`.
             out: The run's folder; the checkpoint is written to its `checkpoint`.
             cache: Where latents and embeddings are kept; by default `cache` beside the run's folder.
         """
@@ -184,7 +184,7 @@ def distill_decoder() -> Command:
 
         Args:
             checkpoint: A folder in diffusers' layout.
-            prompts: A text file, one prompt a line, or a built sticker set.
+            prompts: A text file, one prompt a line, or a set of `snapfusion data pairs` or `stickers`.
             out: The stage's folder; the new checkpoint is its `checkpoint`.
             latents_folder: Where latents are kept, for a second decoder to read; by default in `out`.
         """

@@ -48,7 +48,8 @@ def load_index(folder: Path, core: bool = False) -> list[Pair]:
     index = folder / INDEX
     if not index.exists():
         raise ValueError(
-            f"got {folder} without {INDEX}, expected a sticker set; build one: snapfusion data stickers --out {folder}"
+            f"got {folder} without {INDEX}, expected a set; build one: snapfusion data stickers --out {folder}, or "
+            "data pairs of your own pictures"
         )
     try:
         with index.open(encoding="utf-8") as lines:

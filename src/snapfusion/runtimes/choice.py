@@ -18,9 +18,9 @@ from typing import Literal, get_args
 
 Part = Literal["text_encoder", "unet", "vae_decoder"]
 Runtime = Literal["openvino", "onnx", "coreml", "executorch", "torch"]
-Precision = Literal["fp32", "fp16", "bf16", "int8", "w8a8", "palette6"]
-"""How weights are stored. `w8a8` alone says that what meets them is rounded too, to int8 as they are; `palette6` gives
-a layer 64 values to choose its weights from."""
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4-words", "w8a8", "palette6"]
+"""How weights are stored. `int4-words` is int8 with the text encoder's table of words in 4 bits. `w8a8` alone says that
+what meets them is rounded too, to int8 as they are; `palette6` gives a layer 64 values to choose its weights from."""
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -36,7 +36,9 @@ class Needs:
     files: Mapping[Part, tuple[str, ...]]
     """What a part's folder must hold."""
     precisions: tuple[Precision, ...]
-    """What it can be exported as, its own choice first."""
+    """What a part can be exported as, its own choice first."""
+    words: tuple[Precision, ...] = ()
+    """What besides only the text encoder can be exported as."""
     system: str = ""
     """The one system that it draws on, as `sys.platform` says; "" for any."""
 
@@ -44,7 +46,11 @@ class Needs:
 # Best first, as measured on CPUs; torch goes first where it finds a GPU.
 RUNTIMES: dict[Runtime, Needs] = {
     "openvino": Needs(
-        "openvino", "", dict.fromkeys(PARTS, ("openvino_model.xml", "openvino_model.bin")), ("int8", "fp16", "w8a8")
+        "openvino",
+        "",
+        dict.fromkeys(PARTS, ("openvino_model.xml", "openvino_model.bin")),
+        ("int8", "fp16", "w8a8"),
+        words=("int4-words",),
     ),
     "onnx": Needs("onnxruntime", "onnx", dict.fromkeys(PARTS, ("model.onnx",)), ("fp32", "w8a8")),
     "coreml": Needs(
@@ -52,7 +58,7 @@ RUNTIMES: dict[Runtime, Needs] = {
         "coreml",
         dict.fromkeys(PARTS, ("model.mlpackage/Manifest.json", "model.mlpackage/Data/com.apple.CoreML/model.mlmodel")),
         ("fp16", "palette6"),
-        "darwin",
+        system="darwin",
     ),
     "executorch": Needs("executorch", "executorch", dict.fromkeys(PARTS, ("model.pte",)), ("fp32", "w8a8")),
     "torch": Needs(
@@ -103,8 +109,8 @@ def missing(runtime: Runtime) -> str:
     needs = RUNTIMES[runtime]
     if needs.system not in ("", sys.platform):
         return f"{runtime} draws on {needs.system} alone, and this is {sys.platform}"
-    name = f"snapfusion[{needs.extra}]" if needs.extra else "snapfusion"
-    return f'{runtime} needs {needs.package}, which is not installed: pip install "{name}"'
+    name = f".[{needs.extra}]" if needs.extra else "."
+    return f'{runtime} needs {needs.package}, which is not installed; in a clone: pip install "{name}"'
 
 
 def load(runtime: Runtime) -> ModuleType:

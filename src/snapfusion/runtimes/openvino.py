@@ -13,7 +13,12 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from snapfusion.runtimes.choice import Precision
-from snapfusion.runtimes.quantisation import Calibration, weights_and_activations, weights_only
+from snapfusion.runtimes.quantisation import (
+    Calibration,
+    weights_and_activations,
+    weights_only,
+    weights_only_words_smaller,
+)
 
 Weights = Literal["fp16", "int8"]  # that need no calibration
 
@@ -37,8 +42,9 @@ def export(
             batch: the first axis of those that have more than one.
         output: Name of the output.
         folder: Gets `FILES`.
-        weights: Stored as float16, or as int8 with a scale for every output channel, which halves the file; with
-            `w8a8` what meets them is int8 too, which is faster where the CPU has instructions for it.
+        weights: Stored as float16, or as int8 with a scale for every output channel, which halves the file, with
+            `int4-words` tables of words once more; with `w8a8` what meets them is int8 too, which is faster where the
+            CPU has instructions for it.
         calibration: What `w8a8` goes by.
     Returns:
         The shape of every input, -1 for the batch.
@@ -54,6 +60,8 @@ def export(
     model.output(0).get_tensor().set_names({output})
     if weights == "int8":
         model = weights_only(model)
+    elif weights == "int4-words":
+        model = weights_only_words_smaller(model)
     elif weights == "w8a8":
         assert calibration is not None, "w8a8 goes by a calibration"
         model = weights_and_activations(model, calibration, lambda compiled: lambda inputs: compiled(inputs)[0])

@@ -32,6 +32,7 @@ class Plan:
     held_out: int
     batch: int
     sampling: Sampling
+    timestep_shift: float | None
     seed: int
 
     def batches(self) -> Iterator[tuple[Split, range]]:

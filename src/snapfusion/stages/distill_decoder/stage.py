@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from snapfusion.checkpoint import Checkpoint, hash_of, load_checkpoint, load_vae, save_checkpoint
+from snapfusion.diffusion.sampler import Scheduler
+from snapfusion.diffusion.schedule import check_timestep_shift
 from snapfusion.fit import FitConfig, Share, device_of_run, fit
 from snapfusion.json_file import write_json
 from snapfusion.metrics.lpips import load_lpips
@@ -51,9 +53,14 @@ class Config:
     held_out: int = 256
     """How many are drawn to measure on, from prompts that are not trained on."""
     steps: int = 50
-    """Steps of DDIM to a latent."""
+    """Steps to a latent."""
     guidance: float = 7.5
     """Guidance of those steps."""
+    scheduler: Scheduler = "ddim"
+    """The sampler of those steps."""
+    timestep_shift: float | None = None
+    """Above 1, more of those steps are spent where there is more noise, which few steps want; by default as the
+    checkpoint says, which is mostly none."""
     drawn_together: int = 16
     """Latents of a batch, which is also what a file holds and what is lost when the run is killed."""
     images: int = 64_000
@@ -78,11 +85,13 @@ class Config:
     """Stop cleanly after this long; the same command goes on."""
 
     def __post_init__(self) -> None:
-        for name in ("latents", "held_out", "drawn_together", "batch"):
+        for name in ("latents", "held_out", "drawn_together", "batch", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"got --{name.replace('_', '-')} {getattr(self, name)}, expected at least 1")
         if self.images < self.batch:
             raise ValueError(f"got --images {self.images}, expected at least a batch of {self.batch}")
+        if self.timestep_shift is not None:
+            check_timestep_shift(self.timestep_shift)
 
 
 @dataclass(frozen=True)
@@ -152,8 +161,10 @@ def sample(
     config: Config, base: Checkpoint, prompts: list[str], inputs: Mapping[str, str], folder: Path, until: float
 ) -> Path:
     """The folder of the latents, drawn first as far as they are not there: a stage's folder in itself."""
-    sampling = Sampling(config.steps, config.guidance, bf16=config.precision == "bf16")
-    plan = Plan(config.latents, config.held_out, config.drawn_together, sampling, config.seed)
+    sampling = Sampling(config.steps, config.guidance, config.scheduler, bf16=config.precision == "bf16")
+    plan = Plan(config.latents, config.held_out, config.drawn_together, sampling, config.timestep_shift, config.seed)
+    if config.timestep_shift is not None:  # for these latents alone: what is written keeps its own steps
+        base = replace(base, schedule=base.schedule.placed(config.timestep_shift))
 
     def work(partial: Path) -> dict[str, Any]:
         draw(base, divide(prompts, config.seed), plan, partial, until)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from snapfusion.diffusion.schedule import LARGEST_SHIFT, POSSIBLE_SHIFTS
+from snapfusion.diffusion.schedule import check_timestep_shift
 from snapfusion.fit import FitConfig
 from snapfusion.latents import Shares
 
@@ -107,10 +107,10 @@ class Config(Training):
             ("p", self.p, 0 <= self.p <= 1, "a share from 0 to 1"),
             ("guidance", self.guidance, 0 <= low <= high < math.inf, "a range such as 2 14"),
             ("gamma", self.gamma, 0 <= self.gamma < math.inf, "a weight from 0"),
-            ("timestep shift", self.timestep_shift, 0 < self.timestep_shift <= LARGEST_SHIFT, POSSIBLE_SHIFTS),
         ):
             if not right:
                 raise ValueError(f"got {name} {got}, expected {expected}")
+        check_timestep_shift(self.timestep_shift)
 
 
 @dataclass(frozen=True)

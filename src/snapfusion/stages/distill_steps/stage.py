@@ -55,7 +55,7 @@ def run(config: Config, student: Path, teacher: Path, data: Path, out: Path, cac
     Args:
         student: Where to start from; the network may be another than the teacher's, or the same.
         teacher: Of the same text encoder, latents and noise levels; undistilled, or distilled for that many steps.
-        data: A built sticker set.
+        data: A set of `snapfusion data pairs` or `snapfusion data stickers`.
         out: The run's folder. The same call on it goes on, or reads what is there.
         cache: Folder of latents and embeddings, which runs on one set can share; by default `cache` beside `out`.
 

@@ -10,6 +10,7 @@ from snapfusion.checkpoint import hash_of
 from snapfusion.data.pairs import hash_of_set, load_index
 from snapfusion.diffusion.guidance import POSSIBLE_STOPS
 from snapfusion.diffusion.sampler import Scheduler
+from snapfusion.diffusion.schedule import check_timestep_shift
 from snapfusion.stage_folder import hash_of_file
 from snapfusion.stages.evaluate.coco import Reference, choose_captions, pictures_of
 
@@ -24,7 +25,7 @@ class Sources:
     """What models are held against; each protocol needs its own."""
 
     data: Path | None = None
-    """A built sticker set."""
+    """A set of `snapfusion data pairs` or `snapfusion data stickers`."""
     captions: Path | None = None
     """Captions of real pictures: .json as COCO has it, .csv or .txt."""
     pictures: Path | None = None
@@ -84,6 +85,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.guidance_stop is not None and not 0 < self.guidance_stop <= 1:
             raise ValueError(f"got guidance stop {self.guidance_stop:g}, expected {POSSIBLE_STOPS}")
+        if self.timestep_shift is not None:
+            check_timestep_shift(self.timestep_shift)
         counts = (self.runs, self.batch, self.guidance_pictures)
         tried = (*self.guidances, *self.curve, *(() if self.guidance is None else (self.guidance,)))
         if not self.protocols or min(counts) < 1 or self.curve_pictures < 2 or not all(0 <= one <= 50 for one in tried):
@@ -108,7 +111,7 @@ def inputs_of(config: Config, sources: Sources) -> dict[str, str]:
     for name in config.protocols:
         if name in get_args(Stickers):
             if sources.data is None:
-                raise ValueError(f"got protocol {name} and no --data, expected a built sticker set")
+                raise ValueError(f"got protocol {name} and no --data, expected a set of pictures")
             load_index(sources.data)  # refuses what is no set
             inputs["data"] = hash_of_set(sources.data)
         elif sources.captions is None or sources.pictures is None:

@@ -59,18 +59,18 @@ def _cost_of_graph(folder: Path) -> Cost:
 
 
 def _parameters(model: ov.Model) -> int:
-    """Numbers in float or int8 constants, single ones and the scales of int8 weights apart."""
+    """Numbers in constants of floats or small integers, single ones and the scales of integer weights apart."""
     scales: set[str] = set()
     for node in model.get_ops():
         if node.get_type_name() == "Multiply":
             sides = [_behind_conversion(node, side) for side in (0, 1)]
-            stored = [side.get_type_name() == "Constant" and _is_int8(side) for side in sides]
+            stored = [side.get_type_name() == "Constant" and _is_integer_weight(side) for side in sides]
             scales |= {side.get_friendly_name() for side, other in zip(sides, reversed(stored), strict=True) if other}
     constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
     return sum(
         math.prod(node.get_output_shape(0))
         for node in constants
-        if (_is_int8(node) or node.get_element_type().is_real())
+        if (_is_integer_weight(node) or node.get_element_type().is_real())
         and node.get_friendly_name() not in scales
         and math.prod(node.get_output_shape(0)) > 1
     )
@@ -82,8 +82,8 @@ def _behind_conversion(node: Any, side: int) -> Any:
     return source.input_value(0).get_node() if source.get_type_name() == "Convert" else source
 
 
-def _is_int8(node: Any) -> bool:
-    return node.get_element_type().get_type_name() in ("i8", "u8")
+def _is_integer_weight(node: Any) -> bool:
+    return node.get_element_type().get_type_name() in ("i4", "u4", "i8", "u8")
 
 
 def _macs(node: Any) -> int:

@@ -72,8 +72,8 @@ class Model:
     def describe(self, guidance: float) -> str:
         """How it draws, on a line: all that a figure depends on besides the protocol."""
         shift = f" with shift {self.timestep_shift:g}" if self.timestep_shift != 1 else ""
-        guided = guided_steps(self.steps, self.guidance_stop)
-        stop = f" in the first {guided} of them" if guided < self.steps and guidance != 1 else ""
+        guided = guided_steps(self.steps, self.guidance_stop, guidance)
+        stop = f" in the first {guided} of them" if 0 < guided < self.steps else ""
         return (
             f"{self.name} {self.sha256[:12]} in {self.engine}: {self.steps} steps of {self.scheduler}{shift}, guidance "
             f"{guidance:g}{stop}, {self.side} px; the seed of a picture is SHA-256 of seed|its key, 32 bits"

@@ -28,7 +28,7 @@ class Entry:
     def to_json(self) -> dict[str, Any]:
         """All of it, and the sums that people ask for."""
         steps, stop = self.evaluation.steps, self.evaluation.guidance_stop
-        guided = 0 if self.evaluation.guidance == 1 else guided_steps(steps, stop)
+        guided = guided_steps(steps, stop, self.evaluation.guidance)
         return {
             "label": self.label,
             "folder": self.folder,

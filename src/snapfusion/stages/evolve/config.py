@@ -98,9 +98,11 @@ class Config:
     def __post_init__(self) -> None:
         check_shift(self.noise_shift)
         _ = self.shares  # refuses what is none
-        for name, least in (("cuts", 1), ("latents", 1), ("prompts", 1), ("steps", 1), ("batch", 1)):
-            if (got := getattr(self, name)) < least:
-                raise ValueError(f"got --{name} {got}, expected at least {least}")
+        for name in ("cuts", "latents", "prompts", "steps", "batch", "draw_batch", "accumulate", "variants"):
+            if (got := getattr(self, name)) < 1:
+                raise ValueError(f"got --{name.replace('_', '-')} {got}, expected at least 1")
+        if self.skip_rise < 0:
+            raise ValueError(f"got --skip-rise {self.skip_rise}, expected 0 or more steps")
         for name in ("robust_images", "round_images", "finetune_images"):
             if 0 < (got := getattr(self, name)) < self.batch:
                 flag = name.replace("_", "-")

@@ -1,6 +1,6 @@
 """The end of the evolution: the small UNet learns from data and from the whole one.
 
-    loss = L_ori (Eq. 6) + output |v_hat - v_base|^2 + features sum over stages |h - h_base|^2 / |h_base|^2
+    loss = L_ori (Eq. 6) + output |v_hat - v_base|^2 + features mean over stages of |h - h_base|^2 / |h_base|^2
 
 The paper only says that training goes on. Distilling the output and the stages' last features is BK-SDM's recipe
 (arXiv 2305.15798, section 3.2), which evolution needs no projection for: it never changes a width.
@@ -61,10 +61,13 @@ def feature_distance(features: Mapping[str, Tensor], base: Mapping[str, Tensor])
     return torch.stack(distances).mean()
 
 
-def finetuning_loss(student: nn.Module, base: ElasticUNet, batch: Batch, weights: Distillation) -> Tensor:
-    """The loss above for one batch; `student` may be what accelerate has made of the network."""
+def finetuning_loss(
+    student: nn.Module, base: ElasticUNet, batch: Batch, weights: Distillation, bf16: bool = False
+) -> Tensor:
+    """The loss above for one batch; `student` may be what accelerate has made of the network, `base` computes in
+    bfloat16 with `bf16`."""
     latent, t, embedding = batch.latent, batch.t, batch.embedding
-    with stage_features(base) as wanted, torch.no_grad(), autocast(latent.device):
+    with stage_features(base) as wanted, torch.no_grad(), autocast(latent.device, bf16):
         target = base(latent, t, embedding).sample.float()
     with stage_features(student) as features:
         prediction = student(latent, t, embedding).sample.float()
@@ -81,6 +84,6 @@ def finetune(
     student.for_training()
 
     def loss(prepared: nn.Module, step: int, share: Share) -> Tensor:
-        return finetuning_loss(prepared, base, data.draw(step, share), weights)
+        return finetuning_loss(prepared, base, data.draw(step, share), weights, config.precision == "bf16")
 
     return fit(student, loss, config, folder)

@@ -5,9 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from snapfusion.json_file import write_json
 from snapfusion.stages.evolve.member import Member
 from snapfusion.stages.evolve.plot import Point, path_svg
-from snapfusion.stages.evolve.rounds import Round, write_whole
+from snapfusion.stages.evolve.rounds import Round
 from snapfusion.stages.evolve.search import added, worthless_copies
 from snapfusion.stages.evolve.setting import Setting
 
@@ -18,7 +19,7 @@ def write_history(setting: Setting, rounds: Sequence[Round], members: Sequence[M
     """`history.json` and `path.svg` of the rounds so far and the networks that were fine-tuned."""
     rows = [row_of(rounds, place) for place in range(len(rounds))]
     ends = [asdict(member) for member in members]
-    write_whole(folder / HISTORY, {"base": asdict(setting.quality), "rounds": rows, "members": ends})
+    write_json(folder / HISTORY, {"base": asdict(setting.quality), "rounds": rows, "members": ends})
     price = {"ms": "milliseconds", "MB": "megabytes"}[setting.goal.unit]
     points = [Point(getattr(r.price, price), r.quality, r.action.kind, f"round {r.number}") for r in rounds]
     points += [Point(getattr(member.price, price), member.quality, "finetune", member.name) for member in members]

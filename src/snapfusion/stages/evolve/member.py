@@ -14,7 +14,7 @@ from snapfusion.metrics.estimate import Estimate
 from snapfusion.model.unet import ElasticUNet
 from snapfusion.stages.evolve.finetune import finetune
 from snapfusion.stages.evolve.report import model_card
-from snapfusion.stages.evolve.rounds import TRAINING, timed, write_whole
+from snapfusion.stages.evolve.rounds import TRAINING, timed
 from snapfusion.stages.evolve.setting import Setting
 from snapfusion.table import Price
 
@@ -57,7 +57,7 @@ def finish(setting: Setting, network: Callable[[], ElasticUNet], budget: float, 
     write_json(out / ARCHITECTURE, student.architecture.to_dict())
     if (setting.sources.checkpoint / LICENCES).is_file():
         shutil.copyfile(setting.sources.checkpoint / LICENCES, out / LICENCES)
-    write_whole(out / EVOLUTION, asdict(member))
+    write_json(out / EVOLUTION, asdict(member))
     shutil.rmtree(out / TRAINING, ignore_errors=True)  # only the main process of several wrote there
     return member
 

@@ -53,17 +53,23 @@ class Without(nn.Module):
 
 
 def robust_loss(
-    unet: nn.Module, batch: Batch, off: Collection[str], base: nn.Module | None = None, weight: float = 0.0
+    unet: nn.Module,
+    batch: Batch,
+    off: Collection[str],
+    base: nn.Module | None = None,
+    weight: float = 0.0,
+    bf16: bool = False,
 ) -> Tensor:
     """The denoising loss of Eq. 6 without the blocks of `off`, plus `weight` times the distance to `base`'s output.
 
-    `base` is the whole network as it was before any robust training; None for no such term.
+    `base` is the whole network as it was before any robust training, computed in bfloat16 with `bf16`; None for no such
+    term.
     """
     prediction = Without(unet, off)(batch.latent, batch.t, batch.embedding).sample.float()
     loss = weighted_error(prediction, batch.target, batch.weight)
     if base is None:
         return loss
-    with torch.no_grad(), autocast(batch.latent.device):
+    with torch.no_grad(), autocast(batch.latent.device, bf16):
         wanted = base(batch.latent, batch.t, batch.embedding).sample.float()
     return loss + weight * weighted_error(prediction, wanted, batch.weight)
 
@@ -126,12 +132,13 @@ def train_robustly(
     base.requires_grad_(False).eval()
     unet.for_training()
     skip, first = schooling.skip, schooling.steps_before(number)
+    bf16 = schooling.fit.precision == "bf16"
 
     def loss(prepared: nn.Module, step: int, share: Share) -> Tensor:
         at = first + step
         off = draw_off(unet.removable, skip_probability(at, skip.probability, skip.rise), data.seed, at)
         batch = data.draw(at, share)
-        return robust_loss(prepared, batch, off, base if skip.distil else None, skip.distil)
+        return robust_loss(prepared, batch, off, base if skip.distil else None, skip.distil, bf16)
 
     name = f"robust training, round {number}"
     return fit(unet, loss, replace(schooling.fit, steps=schooling.steps_of(number), name=name), folder)

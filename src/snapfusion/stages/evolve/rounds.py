@@ -86,7 +86,7 @@ class Rounds:
         folder = self._folder(number)
         if not (folder / ROUND).is_file():
             done = self._work(number, action, folder)
-            write_whole(folder / ROUND, done.to_dict())
+            write_json(folder / ROUND, done.to_dict())
         done = Round.from_dict(read_json(folder / ROUND))
         assert done.action == action, (done.action, action)
         if number > 1:  # the first round's network is the one that bears all removals: it stays
@@ -150,7 +150,7 @@ def measure_blocks(trial: Trial, unet: ElasticUNet, file: Path, seconds_left: Ca
             if from_main(lambda: seconds_left() <= 0):
                 raise PausedError(f"scoring paused before {name}; run the same command to go on")
             known[name] = from_main(partial(_measured, trial, unet, {name} - {WHOLE}))
-            write_whole(file, known)
+            write_json(file, known)
             show(len(known))
     return {name: np.asarray(figures, np.float32) for name, figures in known.items()}
 
@@ -171,13 +171,6 @@ def scores_of(
     )
 
 
-def write_whole(file: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON, whole or not at all."""
-    partial = file.with_suffix(".partial")
-    write_json(partial, value)
-    partial.replace(file)
-
-
 @contextmanager
 def timed(folder: Path, name: str) -> Iterator[None]:
     """Add the seconds that something takes to `folder`'s timings, also where it is cut short."""
@@ -187,4 +180,4 @@ def timed(folder: Path, name: str) -> Iterator[None]:
     finally:
         file = folder / TIMINGS
         before = read_json(file) if file.is_file() else {}
-        write_whole(file, {**before, name: before.get(name, 0.0) + time.monotonic() - started})
+        write_json(file, {**before, name: before.get(name, 0.0) + time.monotonic() - started})

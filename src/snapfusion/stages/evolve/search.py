@@ -88,11 +88,12 @@ def check_budgets(
     `least_of` is the smallest that can be reached, where not every block that can go may.
     """
     least, whole = cost(least_of or smallest(architecture)), cost(architecture)
+    gone = "every block that has a score" if least_of else "every block that can go"
     for budget in budgets:
         if budget < least:
             raise ValueError(
                 f"got a budget of {budget:g} {unit}, expected at least {least:.4g}: that is what the UNet takes "
-                "without every block that can go"
+                f"without {gone}"
             )
         if budget >= whole:
             raise ValueError(f"got a budget of {budget:g} {unit}, expected less than the {whole:.4g} of the whole UNet")

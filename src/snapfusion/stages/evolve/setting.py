@@ -103,9 +103,10 @@ def drawn(config: Config, base: Checkpoint, sources: Sources) -> Trial:
 
 def predicted(config: Config, base: Checkpoint, held_out: Cache) -> Trial:
     """Losses on real latents that the base was not trained on."""
-    rows, shift = min(ROWS, config.latents), config.score_shift or config.noise_shift
+    shift, shares = config.score_shift or config.noise_shift, Shares(mirrored=config.mirrored)
     batches = [
-        draw_batch(held_out, base.schedule, rows, config.seed, step, Shares(mirrored=config.mirrored), shift=shift)
-        for step in range(config.latents // rows)
+        draw_batch(held_out, base.schedule, min(ROWS, config.latents - drawn), config.seed, step, shares, shift=shift)
+        for step, drawn in enumerate(range(0, config.latents, ROWS))
     ]
-    return (denoising_trial if config.score == "denoising" else output_trial)(base.unet, batches)
+    made = denoising_trial if config.score == "denoising" else output_trial
+    return made(base.unet, batches, config.precision == "bf16")

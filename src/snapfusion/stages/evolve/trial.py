@@ -111,22 +111,22 @@ def _drawn(pairs: Sequence[Pair], sampling: Sampling) -> str:
     return f"{len(pairs)} prompts of train, {steps}, guidance {sampling.guidance:g}"
 
 
-def denoising_trial(whole: ElasticUNet, batches: Sequence[Batch]) -> Trial:
+def denoising_trial(whole: ElasticUNet, batches: Sequence[Batch], bf16: bool = False) -> Trial:
     """The denoising loss of each row (Eq. 6), negative; as a share of the whole network's."""
 
     def measure(unet: ElasticUNet, off: Collection[str]) -> Merits:
-        errors = [batch.weight * _distance(_output(unet, batch, off), batch.target) for batch in batches]
+        errors = [batch.weight * _distance(_output(unet, batch, off, bf16), batch.target) for batch in batches]
         return -torch.cat(errors).cpu().numpy()
 
     return Trial(measure, -measure(whole, ()), f"denoising loss, {_rows(batches)} latents; -1 is the whole network")
 
 
-def output_trial(whole: ElasticUNet, batches: Sequence[Batch]) -> Trial:
+def output_trial(whole: ElasticUNet, batches: Sequence[Batch], bf16: bool = False) -> Trial:
     """The squared distance of each row's output from the whole network's, negative; as a share of that output's."""
-    outputs = [_output(whole, batch, ()) for batch in batches]
+    outputs = [_output(whole, batch, (), bf16) for batch in batches]
 
     def measure(unet: ElasticUNet, off: Collection[str]) -> Merits:
-        outputs_off = (_output(unet, batch, off) for batch in batches)
+        outputs_off = (_output(unet, batch, off, bf16) for batch in batches)
         return -torch.cat([_distance(a, b) for a, b in zip(outputs_off, outputs, strict=True)]).cpu().numpy()
 
     scale = torch.cat([_distance(output, torch.zeros_like(output)) for output in outputs]).cpu().numpy()
@@ -134,8 +134,8 @@ def output_trial(whole: ElasticUNet, batches: Sequence[Batch]) -> Trial:
 
 
 @torch.no_grad()
-def _output(unet: ElasticUNet, batch: Batch, off: Collection[str]) -> Tensor:
-    with autocast(batch.latent.device):
+def _output(unet: ElasticUNet, batch: Batch, off: Collection[str], bf16: bool) -> Tensor:
+    with autocast(batch.latent.device, bf16):
         return unet.eval()(batch.latent, batch.t, batch.embedding, off=off).sample.float()
 
 

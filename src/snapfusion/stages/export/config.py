@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from snapfusion.diffusion.guidance import POSSIBLE_STOPS
 from snapfusion.diffusion.sampler import Scheduler
-from snapfusion.diffusion.schedule import LARGEST_SHIFT, POSSIBLE_SHIFTS
+from snapfusion.diffusion.schedule import check_timestep_shift
 from snapfusion.runtimes.choice import PARTS, Precision, Runtime
 
 # Subjects and styles that any text-to-image model knows something of.
@@ -43,7 +43,7 @@ class Config:
     """How weights are stored. By default int8 for openvino, fp32 for onnx and executorch, fp16 for coreml, bf16 for
     torch. w8a8 rounds what meets them to int8 too; not in the text encoder, which it hurts and hardly speeds up."""
     text_encoder: Precision | None = None
-    """Of the text encoder alone."""
+    """Of the text encoder alone. int4-words is int8 with its table of words in 4 bits, for openvino."""
     unet: Precision | None = None
     """Of the UNet alone."""
     vae_decoder: Precision | None = None
@@ -73,9 +73,10 @@ class Config:
     """What is drawn by torch and by the bundle to hold one against the other."""
 
     def __post_init__(self) -> None:
-        shift = self.timestep_shift
-        if isinstance(shift, float | int) and not 0 < shift <= LARGEST_SHIFT:
-            raise ValueError(f"got timestep shift {shift:g}, expected {POSSIBLE_SHIFTS}")
+        if isinstance(self.timestep_shift, float | int):
+            check_timestep_shift(self.timestep_shift)
+        if not self.prompts or not all(map(str.strip, self.prompts)):
+            raise ValueError("got no --prompts, or a blank one, expected some to hold the bundle against torch by")
         if not 0 < self.guidance_stop <= 1:
             raise ValueError(f"got guidance stop {self.guidance_stop:g}, expected {POSSIBLE_STOPS}")
 

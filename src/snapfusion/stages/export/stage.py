@@ -89,10 +89,11 @@ def _pack(config: Config, manifest: Manifest, checkpoint: Path, decoder: Path, o
     if decoder != checkpoint:
         loaded = replace(loaded, vae=load_vae(decoder))
     configs = {"text_encoder": checkpoint / "text_encoder", "unet": checkpoint / "unet", "vae_decoder": decoder / "vae"}
+    rounds = any("w8a8" in stored.values() for stored in manifest.runtimes.values())
+    if rounds:
+        _refuse_too_large(loaded, manifest)
     loaded, figures = _placed(config, manifest, loaded)
     _frame(loaded, configs, out)
-    if not config.prompts:
-        raise ValueError("got no --prompts, expected some to hold the bundle against torch by")
     framed = bundle_in(out, manifest)
     for prompt in config.prompts:
         settings_for(framed, prompt, seed=0)  # refuses now what it could not draw in the end
@@ -100,8 +101,7 @@ def _pack(config: Config, manifest: Manifest, checkpoint: Path, decoder: Path, o
     right = Networks(**{part: Network(module) for part, module in modules(loaded).items()})
 
     calibration: dict[Part, Calibration] = {}
-    if any("w8a8" in stored.values() for stored in manifest.runtimes.values()):
-        _refuse_too_large(loaded, manifest)
+    if rounds:
         half_range = saturates() if config.w8a8_half_range is None else config.w8a8_half_range
         figures["w8a8_half_range"] = half_range
         log.info("drawing what w8a8 is calibrated by")
@@ -163,8 +163,9 @@ def _precisions(config: Config, runtime: Runtime) -> dict[str, str]:
     usual = {"text_encoder": known[0] if whole == "w8a8" else whole, "unet": whole, "vae_decoder": whole}
     stored = {part: getattr(config, part) or usual[part] for part in PARTS}
     for part, precision in stored.items():
-        if precision not in known:
-            raise ValueError(f"got {precision} for the {part} in {runtime}, expected one of {', '.join(known)}")
+        fit = known + RUNTIMES[runtime].words if part == "text_encoder" else known
+        if precision not in fit:
+            raise ValueError(f"got {precision} for the {part} in {runtime}, expected one of {', '.join(fit)}")
     return stored
 
 
