@@ -23,7 +23,7 @@ from snapfusion import recipes
 from snapfusion import tiny as tiny_inputs
 from snapfusion.bundle import read_bundle
 from snapfusion.cli import main
-from snapfusion.compress import compress, within
+from snapfusion.compress import Inputs, compress, within
 from snapfusion.generate import open_bundle
 from snapfusion.model.architecture import Architecture
 from snapfusion.recipes import inputs_of
@@ -212,6 +212,15 @@ def test_a_changed_recipe_is_refused_by_the_stage_that_it_changes(copy: Path) ->
     changed = replace(recipe, distill_decoder=replace(recipe.distill_decoder, lr=1.0))
     with pytest.raises(ValueError, match=r"distill_decoder, made with lr 0\.0005, expected 1\.0; remove it or name"):
         compress(changed, inputs, copy)
+
+
+def test_distilled_steps_are_placed_by_no_recipe(tiny_checkpoint: Path, tmp_path: Path, edit_json: Any) -> None:
+    distilled = Path(shutil.copytree(tiny_checkpoint, tmp_path / "distilled"))
+    edit_json(distilled / "scheduler" / "scheduler_config.json", distilled_steps=8)
+    inputs = Inputs(distilled, tmp_path / "no data")
+    with pytest.raises(ValueError, match=r"got .*distilled, distilled for 8 steps, and a recipe that places its own"):
+        compress(recipes.stickers(), inputs, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_broken_stage_says_which_file_and_what_to_do(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The picture is the one that diffusers draws, and the same on every run."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,8 @@ def test_guidance_0_draws_the_negative_prompt(bundle: Bundle, networks: Networks
     (prompt,) = settings_for(bundle, "a blue whale", seed=0, guidance=1)
     difference = pixels(generate(bundle, networks, negative)) - pixels(generate(bundle, networks, prompt))
     assert np.abs(difference).max() <= 1
+    stopped = generate(bundle, networks, replace(negative, guidance_stop=0.5))
+    assert np.array_equal(pixels(stopped), pixels(generate(bundle, networks, negative)))  # to the end
 
 
 def test_every_step_is_told(bundle: Bundle, networks: Networks) -> None:

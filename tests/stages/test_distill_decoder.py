@@ -196,7 +196,8 @@ def test_licences_go_with_the_weights(tiny_checkpoint: Path, prompts: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("field", "message"), [("images", "expected at least a batch of 2"), ("latents", "expected at")]
+    ("field", "message"),
+    [("images", "expected at least a batch of 2"), ("latents", "expected at"), ("accumulate", "expected at")],
 )
 def test_a_config_of_nothing_is_refused(field: str, message: str) -> None:
     with pytest.raises(ValueError, match=rf"got --{field} 0, {message}"):

@@ -245,6 +245,8 @@ def test_guidance_stops_where_it_was_asked_to(kind: str, request: pytest.Fixture
 def test_a_stop_that_cannot_be_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match=r"got guidance stop 1\.5, expected a share of the steps"):
         Config(guidance_stop=1.5)
+    with pytest.raises(ValueError, match=r"got timestep shift 0, expected a number above 0"):
+        Config(timestep_shift=0.0)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -213,7 +213,13 @@ def test_a_family_goes_on_after_its_first_member_is_done(
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"cuts": 0}, "got --cuts 0, expected at least 1"), ({"round_images": 3}, "got --round-images 3, expected 0 or")],
+    [
+        ({"cuts": 0}, "got --cuts 0, expected at least 1"),
+        ({"accumulate": 0}, "got --accumulate 0, expected at least 1"),
+        ({"draw_batch": 0}, "got --draw-batch 0, expected at least 1"),
+        ({"skip_rise": -1}, "got --skip-rise -1, expected 0 or more steps"),
+        ({"round_images": 3}, "got --round-images 3, expected 0 or"),
+    ],
 )
 def test_an_evolution_of_nothing_is_refused(fields, message: str) -> None:
     with pytest.raises(ValueError, match=message):
