@@ -37,7 +37,7 @@ def stickers() -> Recipe:
         profile=profile.Config(),
         evolve=evolve.Config(
             cuts=1, room=0.035, score="trajectory", prompts=16, steps=6, skip_rise=50,
-            noise_shift=2.0, mirrored=0.0, robust_images=3_200, round_images=1_600, finetune_images=8_000,
+            noise_shift=2.0, mirrored=0.0, robust_images=3_200, round_images=1_600, finetune_images=3_200,
         ),
         distill_steps=None,  # placed well, 8 steps lose nothing of this base; what distilling costs: docs/steps.md
         distill_decoder=distill_decoder.Config(
