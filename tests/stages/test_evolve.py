@@ -270,7 +270,7 @@ def test_losses_are_at_the_noise_levels_that_were_asked_for(
 ) -> None:
     wanted, batches = f"{score}_trial", list[Batch]()
     built = getattr(setting, wanted)
-    monkeypatch.setattr(setting, wanted, lambda unet, of: built(unet, batches.extend(of) or of))
+    monkeypatch.setattr(setting, wanted, lambda unet, of, bf16: built(unet, batches.extend(of) or of, bf16))
     plain = replace(CONFIG, score=score)
     configs = plain, replace(plain, noise_shift=training, score_shift=scores)
     of_training = [prepared(config, base, table, data, tmp_path).data.draw(0, Share()).t for config in configs]
