@@ -27,7 +27,7 @@ from record import write_record
 from rivals import PROMPT, SEED, Clock
 from snapfusion.bundle import EMBEDDED, PARTS, Bundle, Networks, read_bundle
 from snapfusion.checkpoint import hash_of, load_checkpoint
-from snapfusion.generate import generate, open_networks
+from snapfusion.generate import generate, open_networks, unet_rows
 from snapfusion.json_file import read_json
 from snapfusion.runtimes.torch import Network
 from snapfusion.settings import Settings, settings_for
@@ -58,18 +58,17 @@ class Row:
 def rows_of(base: Path, base_bundle: Bundle, ours: Bundle, steps: int) -> dict[str, Row]:
     """The rows by name, every network in memory."""
     defaults = ours.manifest.defaults
-    guided = defaults.guidance != 1
     parts = {part: Network(module) for part, module in modules(load_checkpoint(base)).items()}
     networks = {
         "base-torch-fp32": Networks(**parts),
         "base-torch-bf16": Networks(**{part: Autocast(network) for part, network in parts.items()}),
-        "base-openvino": open_networks(base_bundle, guided),
+        "base-openvino": open_networks(base_bundle, unet_rows(steps, defaults.guidance, 1.0)),
     }
     hashes = {name: base_bundle.hash if name == "base-openvino" else hash_of(base) for name in networks}
     (asked,) = settings_for(base_bundle, PROMPT, seed=SEED, steps=steps, guidance=defaults.guidance)
     found = {name: row(base_bundle, opened, asked, hashes[name]) for name, opened in networks.items()}
     (asked,) = settings_for(ours, PROMPT, seed=SEED)
-    return {**found, f"ours-{defaults.steps}": row(ours, open_networks(ours, guided), asked, ours.hash)}
+    return {**found, f"ours-{defaults.steps}": row(ours, open_networks(ours), asked, ours.hash)}
 
 
 def row(bundle: Bundle, networks: Networks, settings: Settings, sha256: str) -> Row:

@@ -42,7 +42,7 @@ def main() -> None:
     bundle = read_bundle(options.bundle, options.runtime)
     guided = bundle.manifest.defaults.guidance != 1
     start = time.perf_counter()
-    networks = open_networks(bundle, guided)
+    networks = open_networks(bundle)
     opened = time.perf_counter() - start
     milliseconds = {}
     for part in PARTS:

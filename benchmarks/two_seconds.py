@@ -51,6 +51,7 @@ from snapfusion.stages.export.footprint import footprints
 LONG = 60.0  # seconds
 SAMPLED = 3  # steps that are timed of a longer picture
 NO_GUIDANCE, GUIDANCE = 1.0, 7.5
+UNET_ROWS = {NO_GUIDANCE: (1,), GUIDANCE: (2,)}
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def prepare(row: Row, bundles: Bundles) -> tuple[Path, list[str], Callable[[Cloc
 def ours(folder: Path, guidance: float, clock: Clock) -> Draw:
     """A bundle, as `snapfusion generate` draws it."""
     bundle = read_bundle(folder)
-    opened = open_networks(bundle, guidance != NO_GUIDANCE)
+    opened = open_networks(bundle, UNET_ROWS[guidance])
     networks = Networks(**{part: clock.timed(part, getattr(opened, part)) for part in PARTS})
 
     def draw(steps: int) -> bytes:
@@ -197,15 +198,15 @@ def measure(row: Row, bundles: Bundles, runs: int) -> dict[str, Any]:
         "host_share": float(np.median(1 - all_seconds[:, 1:].sum(axis=1) / all_seconds[:, 0])),
     }
     if row.program == "ours":
-        figures |= {"bundle": read_bundle(folder).hash, **low_memory(folder, command, row.guidance != NO_GUIDANCE)}
+        figures |= {"bundle": read_bundle(folder).hash, **low_memory(folder, command, UNET_ROWS[row.guidance])}
     return figures
 
 
-def low_memory(folder: Path, command: list[str], guided: bool) -> dict[str, float]:
+def low_memory(folder: Path, command: list[str], rows: tuple[int, ...]) -> dict[str, float]:
     """The most memory of `--low-memory` and of the largest network alone, beyond the bare program's, bytes."""
     _, bare = time_a_process([sys.executable, "-c", "import snapfusion.generate_command, snapfusion.runtimes.openvino"])
     _, low = time_a_process([*(word.replace("{}", "1") for word in command), "--low-memory"])
-    largest = max(part["peak_bytes"] for part in footprints(folder, "openvino", guided).values())
+    largest = max(part["peak_bytes"] for part in footprints(folder, "openvino", rows).values())
     return {"low_memory_bytes": low - bare, "largest_part_bytes": largest, "low_memory_ratio": (low - bare) / largest}
 
 

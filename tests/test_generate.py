@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import snapfusion
 from snapfusion.bundle import Bundle, Network, Networks, read_bundle
 from snapfusion.checkpoint import load_checkpoint
-from snapfusion.generate import OpenBundle, generate, open_bundle
+from snapfusion.generate import OpenBundle, generate, open_bundle, open_networks, unet_rows
 from snapfusion.runtimes.torch import Network as TorchNetwork
 from snapfusion.settings import settings_for
 from snapfusion.stages.export.modules import modules
@@ -112,6 +112,16 @@ def test_guidance_0_draws_the_negative_prompt(bundle: Bundle, networks: Networks
     assert np.abs(difference).max() <= 1
     stopped = generate(bundle, networks, replace(negative, guidance_stop=0.5))
     assert np.array_equal(pixels(stopped), pixels(generate(bundle, networks, negative)))  # to the end
+
+
+def test_the_unet_is_ready_for_the_rows_that_a_picture_takes(bundle: Bundle) -> None:
+    assert unet_rows(8, 4.0, 1.0) == (2,)
+    assert unet_rows(8, 4.0, 0.75) == (2, 1)
+    assert unet_rows(8, 1.0, 0.75) == (1,)
+    defaults = replace(bundle.manifest.defaults, guidance=4.0, guidance_stop=0.5, steps=2)
+    stopping = replace(bundle, manifest=replace(bundle.manifest, defaults=defaults))
+    unet: Any = open_networks(stopping).unet
+    assert sorted(unet.requests) == [1, 2]
 
 
 def test_every_step_is_told(bundle: Bundle, networks: Networks) -> None:

@@ -11,7 +11,7 @@ file more, none less, none changed, none outside the folder, and none of a kind 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -114,9 +114,9 @@ class Bundle:
         """What draws. Raises `ValueError` where none of what the bundle holds files of is installed."""
         return choose(self.manifest.runtimes, self.wanted)
 
-    def open(self, part: Part, batch: int, threads: int | None = None) -> Network:
-        """Bring one network into memory, made ready for `batch` rows."""
-        return load(self.runtime).open(self.folder / part, batch, threads)
+    def open(self, part: Part, batch: int, threads: int | None = None, also: Sequence[int] = ()) -> Network:
+        """Bring one network into memory, made ready for `batch` rows, and for as many as `also` says."""
+        return load(self.runtime).open(self.folder / part, batch, threads, also)
 
 
 def read_bundle(folder: Path | None = None, runtime: str | None = None) -> Bundle:

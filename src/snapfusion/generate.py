@@ -7,7 +7,7 @@
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from snapfusion.bundle import PARTS, Bundle, Network, Networks, Part, read_bundle
-from snapfusion.diffusion.guidance import guide, last_guided
+from snapfusion.diffusion.guidance import guide, guided_steps, last_guided
 from snapfusion.diffusion.noise import randn
 from snapfusion.diffusion.sampler import Scheduler, path_of, sample
 from snapfusion.settings import Settings, new_seed, settings_for
@@ -66,19 +66,25 @@ def _picture(image: NDArray[np.float32]) -> Image.Image:
     return Image.fromarray((unit * 255).round().astype(np.uint8).transpose(1, 2, 0))
 
 
+def unet_rows(steps: int, guidance: float, guidance_stop: float) -> tuple[int, ...]:
+    """With how many rows the UNet is called for a picture: two while it is guided, one before an end without."""
+    guided = guided_steps(steps, guidance_stop, guidance)
+    return (2,) * (guided > 0) + (1,) * (guided < steps)
+
+
 def open_networks(
     bundle: Bundle,
-    guided: bool = True,
+    rows: Sequence[int] | None = None,
     threads: int | None = None,
     low_memory: bool = False,
     on_open: Callable[[float], object] = lambda seconds: None,
 ) -> Networks:
-    """All three networks in memory, made ready for pictures drawn with or without guidance.
+    """All three networks in memory, the UNet ready for `rows`: what `unet_rows` says, or None for the bundle's own.
 
     With `low_memory` there is never more than one: each comes when it is called, and goes when another is; `on_open` is
     told the seconds that it took to come.
 
-    A network that comes to be called with other rows, as where guidance stops, is made ready for them then.
+    A network that comes to be called with other rows is made ready for them then.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"got {threads} threads, expected at least 1")
@@ -92,10 +98,12 @@ def open_networks(
 
         turns = Turns(opened)
         return Networks(*(partial(turns.call, part) for part in PARTS))
-    rows = 2 if guided else 1
+    if rows is None:
+        defaults = bundle.manifest.defaults
+        rows = unet_rows(defaults.steps, defaults.guidance, defaults.guidance_stop)
     with ThreadPoolExecutor() as pool:  # opening a network keeps one core busy: no need to wait for each other
-        text_encoder = pool.submit(bundle.open, "text_encoder", rows, threads)
-        unet = pool.submit(bundle.open, "unet", rows, threads)
+        text_encoder = pool.submit(bundle.open, "text_encoder", rows[0], threads)
+        unet = pool.submit(bundle.open, "unet", rows[0], threads, rows[1:])
         vae_decoder = pool.submit(bundle.open, "vae_decoder", 1, threads)
     return Networks(text_encoder.result(), unet.result(), vae_decoder.result())
 
@@ -180,7 +188,7 @@ def open_bundle(
         ValueError: Where the bundle is missing, broken, or not what was sealed, or where its runtime is not installed.
     """
     bundle = read_bundle(None if path is None else Path(path), runtime)
-    return OpenBundle(bundle, open_networks(bundle, bundle.manifest.defaults.guidance != 1, threads, low_memory))
+    return OpenBundle(bundle, open_networks(bundle, None, threads, low_memory))
 
 
 def remarks(bundle: Bundle, steps: int, *texts: str) -> list[str]:

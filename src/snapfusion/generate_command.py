@@ -116,7 +116,8 @@ def generate(
     def add_load(taken: float) -> None:
         seconds["load"] += taken
 
-    networks = _timed(story.open_networks(opened, jobs[0].guidance != 1, threads, low_memory, add_load), seconds)
+    rows = story.unet_rows(jobs[0].steps, jobs[0].guidance, jobs[0].guidance_stop)
+    networks = _timed(story.open_networks(opened, rows, threads, low_memory, add_load), seconds)
     seconds["load"] = time.perf_counter() - started
     paths = _draw(opened, networks, jobs, out, n, quiet)
     seconds["total"] = time.perf_counter() - started

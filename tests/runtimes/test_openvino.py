@@ -85,6 +85,13 @@ def test_bfloat16_is_used_only_where_the_cpu_lists_it(
     assert openvino.precision() == expected
 
 
+def test_it_is_made_ready_for_other_numbers_of_rows_at_once(folders: dict[str, Path]) -> None:
+    network = openvino.open(folders["fp16"], 2, None, (1,))
+    assert sorted(network.requests) == [1, 2]
+    alone = openvino.open(folders["fp16"], 1)
+    assert np.array_equal(network(**inputs(1)), alone(**inputs(1)))
+
+
 def test_the_number_of_threads_reaches_the_engine(folders: dict[str, Path]) -> None:
     (request,) = openvino.open(folders["fp16"], batch=1, threads=1).requests.values()
     assert request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1

@@ -3,7 +3,7 @@
 The module that knows a runtime, `snapfusion.runtimes.NAME`, has
 
     export(module, example, output, folder, precision, ...)   a torch module to files; who calls it has torch
-    open(folder, batch, threads)                              files to a callable on arrays
+    open(folder, batch, threads, also)                        files to a callable on arrays
 
 and is imported only when it is used: engines are heavy.
 """

@@ -10,7 +10,7 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -70,9 +70,9 @@ def export(
         _halve(folder / FILE)
 
 
-def open(folder: Path, batch: int, threads: int | None = None) -> Network:
+def open(folder: Path, batch: int, threads: int | None = None, also: Sequence[int] = ()) -> Network:
     """The network in `folder`; rows run one after another, where Core ML decides. Raises `ValueError` but on a Mac."""
-    del batch, threads
+    del batch, threads, also
     if sys.platform != "darwin":
         raise ValueError(f"got runtime coreml on {sys.platform}, expected a Mac: Core ML runs nowhere else")
     import coremltools as ct

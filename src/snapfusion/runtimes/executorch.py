@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def export(
         lowered.write_to_file(stream)
 
 
-def open(folder: Path, batch: int, threads: int | None = None) -> Network:
+def open(folder: Path, batch: int, threads: int | None = None, also: Sequence[int] = ()) -> Network:
     """The network in `folder`; rows run one after another. `threads` holds for the process."""
     from executorch.extension.pybindings import portable_lib
     from executorch.runtime import Runtime

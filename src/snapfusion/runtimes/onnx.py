@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -64,8 +64,8 @@ def export(
         raise OSError(error.errno or errno.EIO, f"cannot write a network ({error})", str(folder)) from error
 
 
-def open(folder: Path, batch: int, threads: int | None = None) -> Network:
-    """The network in `folder`, on the CPU; `batch` may change from call to call.
+def open(folder: Path, batch: int, threads: int | None = None, also: Sequence[int] = ()) -> Network:
+    """The network in `folder`, on the CPU; how many rows it takes may change from call to call.
 
     `threads` is how many the CPU may use, None leaves it to ONNX Runtime. Nothing is cached outside the process.
     """

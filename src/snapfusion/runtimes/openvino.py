@@ -4,7 +4,8 @@
 # The extra genai is for those who ask for it.
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -96,8 +97,8 @@ def export_tokenizer(folder: Path) -> None:
         ov.save_model(model, folder / f"{name}.xml")
 
 
-def open(folder: Path, batch: int, threads: int | None = None) -> "Network":
-    """The network in `folder`, compiled for inputs of `batch` rows; other sizes compile when they first come.
+def open(folder: Path, batch: int, threads: int | None = None, also: Sequence[int] = ()) -> "Network":
+    """The network in `folder`, compiled for inputs of `batch` rows and of `also`; other sizes compile when they come.
 
     `threads` is how many the CPU may use, None leaves it to OpenVINO. Nothing is cached outside the process.
     """
@@ -111,7 +112,8 @@ def open(folder: Path, batch: int, threads: int | None = None) -> "Network":
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     network = Network(folder / FILES[0], settings)
-    network.compile(batch)
+    with ThreadPoolExecutor() as pool:  # compiling keeps one core busy
+        list(pool.map(network.compile, (batch, *also)))
     return network
 
 

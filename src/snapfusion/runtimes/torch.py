@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any, cast
@@ -54,8 +55,8 @@ def export_part(part: str, checkpoint: Checkpoint, out: Path, precision: str) ->
         write_weights(decoder.state_dict(), out / part / f"{WEIGHTS}.safetensors", DTYPES[precision])
 
 
-def open(folder: Path, batch: int, threads: int | None = None) -> Network:
-    """The network in `folder`, on the GPU where there is one; `batch` may change from call to call.
+def open(folder: Path, batch: int, threads: int | None = None, also: Sequence[int] = ()) -> Network:
+    """The network in `folder`, on the GPU where there is one; how many rows it takes may change from call to call.
 
     It computes in bfloat16 where the device has instructions for it, else in float32. `threads` holds for the process.
     """

@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snapfusion.bundle import PARTS, Bundle, Part, read_bundle
+from snapfusion.generate import unet_rows
 from snapfusion.json_file import read_json
 from snapfusion.runtimes.choice import RUNTIMES, Runtime, load
 
@@ -22,24 +24,26 @@ MEASURE = """
 import sys
 from pathlib import Path
 from snapfusion.stages.export.footprint import print_footprint
-folder, runtime, part, rows = sys.argv[1:]
-print_footprint(Path(folder), runtime, part, int(rows))
+folder, runtime, part, *rows = sys.argv[1:]
+print_footprint(Path(folder), runtime, part, [*map(int, rows)])
 """
 
 
-def footprints(folder: Path, runtime: Runtime, guided: bool | None = None) -> dict[str, dict[str, Any]]:
+def footprints(folder: Path, runtime: Runtime, rows: Sequence[int] | None = None) -> dict[str, dict[str, Any]]:
     """By part: `bytes`, `load_seconds`, and on Linux `peak_bytes`, the most memory beyond the bare process; of one that
     the system kills for its memory, `bytes` alone.
 
-    `guided` says whether text encoder and UNet take two rows, as guidance has it; None for what the bundle draws with.
+    `rows` are those that the UNet is called with (`generate.unet_rows`); None for what the bundle draws with.
     """
-    if guided is None:
-        guided = read_bundle(folder, runtime).manifest.defaults.guidance != 1
-    return {part: _footprint(folder, runtime, part, 2 if guided and part != "vae_decoder" else 1) for part in PARTS}
+    if rows is None:
+        defaults = read_bundle(folder, runtime).manifest.defaults
+        rows = unet_rows(defaults.steps, defaults.guidance, defaults.guidance_stop)
+    taken: dict[Part, Sequence[int]] = {"text_encoder": rows[:1], "unet": rows, "vae_decoder": [1]}
+    return {part: _footprint(folder, runtime, part, taken[part]) for part in PARTS}
 
 
-def _footprint(folder: Path, runtime: Runtime, part: Part, rows: int) -> dict[str, Any]:
-    command = [sys.executable, "-c", MEASURE, str(folder.resolve()), runtime, part, str(rows)]
+def _footprint(folder: Path, runtime: Runtime, part: Part, rows: Sequence[int]) -> dict[str, Any]:
+    command = [sys.executable, "-c", MEASURE, str(folder.resolve()), runtime, part, *map(str, rows)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode < 0:  # killed from outside, as a system does that lacks memory: this process goes on without
         log.warning("not measured: what the %s takes in a process of its own, for that was killed", part)
@@ -49,14 +53,16 @@ def _footprint(folder: Path, runtime: Runtime, part: Part, rows: int) -> dict[st
     return {"bytes": size_of(folder / part, runtime, part), **json.loads(done.stdout.splitlines()[-1])}
 
 
-def print_footprint(folder: Path, runtime: Runtime, part: Part, rows: int) -> None:
-    """What the other process does: open one network, run it once as drawing does, and print the figures as JSON."""
+def print_footprint(folder: Path, runtime: Runtime, part: Part, rows: Sequence[int]) -> None:
+    """What the other process does: open one network, run it once with each number of rows that drawing has, and print
+    the figures as JSON."""
     bundle = read_bundle(folder, runtime)
     load(runtime)  # its import is not the network's
     before, start = _peak(), time.perf_counter()
-    network = bundle.open(part, rows)
+    network = bundle.open(part, rows[0], None, rows[1:])
     seconds = time.perf_counter() - start
-    network(**blank_inputs(bundle, part, rows))
+    for count in rows:
+        network(**blank_inputs(bundle, part, count))
     figures: dict[str, float] = {"load_seconds": round(seconds, 3)}
     if before is not None and (peak := _peak()) is not None:
         figures["peak_bytes"] = peak - before

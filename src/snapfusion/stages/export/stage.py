@@ -147,7 +147,7 @@ def _measure(config: Config, out: Path, runtime: Runtime, right: Networks) -> di
     log.info("%s: held against torch, %d pictures", runtime, len(config.prompts))
     bundle = read_bundle(out, runtime)
     pictures = [one for prompt in config.prompts for one in settings_for(bundle, prompt, seed=0)]
-    parity = measure(bundle, open_networks(bundle, config.guidance != 1), right, pictures)
+    parity = measure(bundle, open_networks(bundle), right, pictures)
     check(parity, bundle.manifest.runtimes[runtime])
     takes = footprints(out, runtime)
     parts = {part: {**parity[part], **takes[part]} for part in PARTS}
