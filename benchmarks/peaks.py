@@ -1,4 +1,4 @@
-"""How fast an engine is at its best, in products of matrices: what its networks' speed is a share of."""
+"""How fast an engine is at its best, in matrix multiplications: what its networks' speed is a share of."""
 
 import warnings
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from snapfusion.stages.profile.table1 import peak_of
 
 @cache
 def peak_speed(by_torch: bool, precision: str) -> float:
-    """Operations a second that an engine reaches in products of matrices."""
+    """Operations a second that an engine reaches in matrix multiplications."""
     if precision == "int8":
         return peak_of(Int8())
     if by_torch and precision == "bf16":

@@ -1,6 +1,6 @@
 """bfloat16 where the device is made for it, float32 where it only pretends to.
 
-On a CPU of AVX2 alone a product of matrices in bfloat16 is some four hundred times slower than in float32
+On a CPU of AVX2 alone a matrix multiplication in bfloat16 is some four hundred times slower than in float32
 (docs/log.md). So "bf16" means, wherever a person or a stage asks for it: if it is no slower.
 """
 

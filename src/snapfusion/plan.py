@@ -1,6 +1,6 @@
 """What a recipe will take before it is begun: operations, hours, memory and disk of every stage.
 
-Hours are counted operations over the device's measured speed in products of matrices, times a utilisation that is
+Hours are counted operations over the device's measured speed in matrix multiplications, times a utilisation that is
 stated: no more exact than that share is known. Large UNets reach about 0.4 of an A100, small ones 0.2 of a CPU.
 """
 

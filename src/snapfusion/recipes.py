@@ -37,7 +37,7 @@ def stickers() -> Recipe:
         profile=profile.Config(),
         evolve=evolve.Config(
             cuts=1, room=0.035, score="trajectory", prompts=16, steps=6, skip_rise=50,
-            noise_shift=2.0, mirrored=0.0, robust_images=3_200, round_images=1_600, finetune_images=3_200,
+            noise_shift=2.0, mirrored=0.0, robust_images=3_200, round_images=1_600, finetune_images=6_400,
         ),
         distill_steps=None,  # placed well, 8 steps lose nothing of this base; what distilling costs: docs/steps.md
         distill_decoder=distill_decoder.Config(
@@ -162,7 +162,7 @@ def dry_run(
 
     Args:
         utilisation: Share of the device's speed that the networks reach.
-        tflops: That speed, 10**12 operations a second; None to measure this device in products of matrices.
+        tflops: That speed, 10**12 operations a second; None to measure this device in matrix multiplications.
     """
     if not 0 < utilisation <= 1:
         raise ValueError(f"got utilisation {utilisation}, expected a share of at most 1")

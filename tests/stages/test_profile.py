@@ -220,7 +220,7 @@ def test_table_1_is_the_papers() -> None:
     assert rows[3].share == pytest.approx(rows[1].share)
     lines = format_table1(rows, 1e12).splitlines()
     assert lines[2].split() == ["unet", "1", "860.0", "401.60", "1700.00", "0.00", "50", "85000.0", "47%"]
-    assert lines[-1] == "peak: 1000 GFLOP/s, in products of matrices"
+    assert lines[-1] == "peak: 1000 GFLOP/s, in matrix multiplications"
 
 
 def test_the_peak_counts_two_operations_a_product(monkeypatch: pytest.MonkeyPatch) -> None:

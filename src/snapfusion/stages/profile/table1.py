@@ -31,7 +31,7 @@ class Row:
 
 
 def peak_of(engine: Engine, seconds: float = 0.5) -> float:
-    """Operations a second (two a multiply-accumulate) that an engine reaches in its fastest products of matrices."""
+    """Operations a second (two a multiply-accumulate) that an engine reaches in its fastest matrix multiplications."""
     fastest = 0.0
     for size in PEAK_SIZES:
         layers = nn.Sequential(*(nn.Linear(size, size, bias=False, device="meta") for _ in range(PEAK_LAYERS)))
@@ -68,4 +68,4 @@ def format_table1(rows: Sequence[Row], peak: float) -> str:
         f"{row.entry.milliseconds * row.runs:>11.1f}{row.share:>9.0%}"
         for row in rows
     ]
-    return "\n".join([head, *lines, f"peak: {peak / 1e9:.0f} GFLOP/s, in products of matrices"])
+    return "\n".join([head, *lines, f"peak: {peak / 1e9:.0f} GFLOP/s, in matrix multiplications"])
