@@ -13,7 +13,7 @@ takes 0.61 of that, as of a first such UNet it did. Where the row of `ours-cpu2s
 Warm: the median of --runs pictures after one that does not count; where a picture takes more than a minute, 3 steps are
 timed and scaled, which the row says. Cold: one process of its own, from its start to its end, its files in the system's
 cache; `peak GB` is the most memory that it held. `of peak` is the operations of the networks over the time in them, as
-a share of what the engine reaches in matrix multiplications. `host` is the share of a picture spent outside of networks.
+a share of what the engine reaches in matrix multiplications. `host` is the share of a picture spent outside networks.
 """
 
 import argparse

@@ -100,7 +100,7 @@ def activations_of(network: nn.Module, call: Callable[[], object]) -> int:
 
 
 def matrix_speed(side: int = 2048, seconds: float = 0.5) -> float:
-    """Operations a second that this device reaches in matrix multiplications: bfloat16, or float32 where it has none."""
+    """Operations a second that this device reaches in matrix multiplications: bfloat16, or float32 for want of it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     matrix: Any = torch.randn(side, side, device=device, dtype=torch.bfloat16 if has_bf16(device) else torch.float32)
     best, started = float("inf"), time.perf_counter()
