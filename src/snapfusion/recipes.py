@@ -41,7 +41,7 @@ def stickers() -> Recipe:
         ),
         distill_steps=None,  # placed well, 8 steps lose nothing of this base; what distilling costs: docs/steps.md
         distill_decoder=distill_decoder.Config(
-            latents=512, held_out=96, steps=8, guidance=4.0, scheduler="dpm++", timestep_shift=3.0, images=16_000,
+            latents=512, held_out=96, steps=8, guidance=4.0, scheduler="dpm++", timestep_shift=3.0, images=8_000,
             lpips_weight=0.1,
         ),
         export=export.Config(
