@@ -37,11 +37,11 @@ def stickers() -> Recipe:
         profile=profile.Config(),
         evolve=evolve.Config(
             cuts=1, room=0.035, score="trajectory", prompts=16, steps=6, skip_rise=50,
-            noise_shift=2.0, mirrored=0.0, robust_images=3_200, round_images=1_600, finetune_images=6_400,
+            noise_shift=2.0, mirrored=0.0, robust_images=3_200, round_images=3_200, finetune_images=6_400,
         ),
         distill_steps=None,  # placed well, 8 steps lose nothing of this base; what distilling costs: docs/steps.md
         distill_decoder=distill_decoder.Config(
-            latents=512, held_out=96, steps=8, guidance=4.0, scheduler="dpm++", timestep_shift=3.0, images=8_000,
+            latents=512, held_out=96, steps=8, guidance=4.0, scheduler="dpm++", timestep_shift=3.0, images=16_000,
             lpips_weight=0.1,
         ),
         export=export.Config(
