@@ -1,4 +1,4 @@
-"""The training loop: schedule, resuming, averages, shares of a batch, and what it refuses."""
+"""The training loop: schedule, averages, shares of a batch, what it tells, and a disk that is full."""
 
 import json
 import os
@@ -8,26 +8,17 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
-from diffusers.training_utils import EMAModel
-from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 import tiny_models
 from snapfusion import autocast
 from snapfusion.fit import WHOLE, Fit, FitConfig, Share, fit, learning_rate
-from snapfusion.fit_state import restore, save
-from snapfusion.stage_folder import PausedError
-
-CONFIG = FitConfig(
-    steps=30, batch=4, lr=0.05, warmup=5, decay=10, ema=0.9, precision="no", log_steps=5, save_seconds=0, tracker=None
-)
+from tiny_fit import CONFIG, loss, model
 
 
 @pytest.fixture(autouse=True)
@@ -36,16 +27,6 @@ def _own_precision() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
-
-
-def loss(net: nn.Module, step: int, share: Share = WHOLE) -> torch.Tensor:
-    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))[share.rows]
-    return (net(x) - x.sum(dim=1, keepdim=True)).square().mean()
 
 
 def test_learning_rate_rises_holds_and_falls() -> None:
@@ -60,28 +41,6 @@ def test_it_learns(tmp_path: Path) -> None:
     before = loss(net, 1000).item()
     assert fit(net, loss, CONFIG, tmp_path).step == 30
     assert loss(net, 1000).item() < before / 2
-
-
-class Killed(Exception):
-    pass
-
-
-@pytest.mark.parametrize("killed_at", [1, 13, 29])
-def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path, killed_at: int) -> None:
-    undisturbed = model()
-    fit(undisturbed, loss, CONFIG, tmp_path / "a")
-
-    def deadly(net: nn.Module, step: int, share: Share) -> torch.Tensor:
-        if step == killed_at:
-            raise Killed
-        return loss(net, step, share)
-
-    with pytest.raises(Killed):
-        fit(model(), deadly, CONFIG, tmp_path / "b")
-    resumed = model()
-    fit(resumed, loss, CONFIG, tmp_path / "b")
-    for ours, theirs in zip(resumed.parameters(), undisturbed.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
 
 
 def test_shares_are_the_batch_and_every_one_has_all_layers() -> None:
@@ -162,16 +121,6 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
         torch.testing.assert_close(trained[1][name], weight)
 
 
-def test_a_run_out_of_time_pauses_and_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    undisturbed, net = model(), model()
-    fit(undisturbed, loss, CONFIG, tmp_path / "a")
-    with pytest.raises(PausedError, match="base paused at step 1 of 30; run the same command to go on"):
-        fit(net, loss, replace(CONFIG, max_seconds=0, name="base"), tmp_path / "b")
-    fit(net, loss, CONFIG, tmp_path / "b")
-    for ours, theirs in zip(net.parameters(), undisturbed.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
 def test_a_tracker_is_told(tmp_path: Path) -> None:
     fit(model(), loss, replace(CONFIG, tracker="tensorboard"), tmp_path / "fit")
     assert list((tmp_path / "curves" / "fit" / "snapfusion").glob("events*"))  # they outlive what `fit` goes on from
@@ -231,55 +180,6 @@ def test_observe_sees_averages_and_may_stop(tmp_path: Path) -> None:
     again = fit(model(), loss, CONFIG, tmp_path, observe, observe_steps=5)
     assert seen == [5, 10, 10]  # what a kill may have lost; and it trains no further
     assert again.step == 10
-
-
-def test_the_scale_of_half_precision_outlives_a_pause(tmp_path: Path) -> None:
-    def halved(scale: float) -> tuple[Any, nn.Module, torch.optim.Optimizer, EMAModel]:
-        net = model()
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        scaler.scale(torch.ones(1))  # makes it
-        accelerator = SimpleNamespace(is_main_process=True, scaler=scaler)
-        return accelerator, net, torch.optim.AdamW(net.parameters()), EMAModel(net.parameters())
-
-    accelerator, *training = halved(8.0)
-    save(accelerator, tmp_path / "state.safetensors", 7, *training)
-    accelerator, *training = halved(65536.0)
-    assert restore(accelerator, tmp_path / "state.safetensors", *training) == 7
-    assert accelerator.scaler.get_scale() == 8.0
-
-
-def test_a_loss_that_is_not_finite_is_an_error_and_the_last_good_state_stays(tmp_path: Path) -> None:
-    def broken(net: nn.Module, step: int, share: Share) -> torch.Tensor:
-        return loss(net, step) * (float("nan") if step == 20 else 1)
-
-    config = replace(CONFIG, save_seconds=1e9)
-    fit(model(), loss, replace(config, steps=10), tmp_path)
-    before = (tmp_path / "state.safetensors").read_bytes()
-    with pytest.raises(ValueError, match="got a loss of nan at step 25, expected a finite one"):
-        fit(model(), broken, config, tmp_path)
-    assert (tmp_path / "state.safetensors").read_bytes() == before
-
-
-def test_a_loss_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
-    def broken(net: nn.Module, step: int, share: Share) -> torch.Tensor:
-        return loss(net, step) * (float("nan") if step == 21 else 1)
-
-    with pytest.raises(ValueError, match="at step 22"):
-        fit(model(), broken, CONFIG, tmp_path)  # saves after every step
-    state = load_file(tmp_path / "state.safetensors")
-    assert all(value.isfinite().all() for value in state.values())
-
-
-def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
-    fit(model(), loss, replace(CONFIG, steps=1), tmp_path)
-    with pytest.raises(ValueError, match="another model"):
-        fit(nn.Linear(3, 1), loss, CONFIG, tmp_path)
-
-
-def test_a_corrupt_state_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "state.safetensors").write_bytes(b"not a state")
-    with pytest.raises(ValueError, match=r"state\.safetensors: expected a whole safetensors file .* run again"):
-        fit(model(), loss, CONFIG, tmp_path)
 
 
 @pytest.mark.slow

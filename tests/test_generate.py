@@ -26,9 +26,9 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def networks(tiny_checkpoint: Path) -> Networks:
+def networks(few_blocks: Path) -> Networks:
     """The checkpoint's own, in torch: float32, so that what is compared is the sampler and not the rounding."""
-    parts = modules(load_checkpoint(tiny_checkpoint))
+    parts = modules(load_checkpoint(few_blocks))
     return Networks(**{part: TorchNetwork(module) for part, module in parts.items()})
 
 
@@ -59,13 +59,13 @@ def pixels(image: Any) -> NDArray[np.int64]:
 
 
 def test_the_picture_is_the_one_that_diffusers_scheduler_leads_to(
-    bundle: Bundle, networks: Networks, tiny_checkpoint: Path
+    bundle: Bundle, networks: Networks, few_blocks: Path
 ) -> None:
     import torch
     from diffusers import DDIMScheduler
 
-    checkpoint = load_checkpoint(tiny_checkpoint)
-    scheduler = DDIMScheduler.from_pretrained(tiny_checkpoint, subfolder="scheduler")
+    checkpoint = load_checkpoint(few_blocks)
+    scheduler = DDIMScheduler.from_pretrained(few_blocks, subfolder="scheduler")
     scheduler.set_timesteps(5)
     ids = [checkpoint.tokenizer.encode(text).ids for text in ("blue", PROMPT)]
     tokens = torch.tensor([row + [0] * (checkpoint.length - len(row)) for row in ids])  # [PAD] is token 0

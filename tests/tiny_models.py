@@ -1,11 +1,14 @@
 """The real classes at a size that builds in milliseconds, with random weights from torch's global generator."""
 
+from dataclasses import replace
+
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from snapfusion.checkpoint import Checkpoint
 from snapfusion.diffusion.schedule import Schedule
+from snapfusion.model.architecture import Architecture
 from snapfusion.model.text import TextEncoder
 from snapfusion.tiny import LENGTH, WIDTH, text_sizes
 from snapfusion.tiny import autoencoder as tiny_vae
@@ -18,12 +21,18 @@ __all__ = [
     "LENGTH",
     "WIDTH",
     "byte_pair_tokenizer",
+    "few_blocks_checkpoint",
     "stable_diffusion_checkpoint",
     "sticker_checkpoint",
     "tiny_unet",
     "tiny_vae",
     "word_piece_tokenizer",
 ]
+
+
+def few_blocks_checkpoint() -> Checkpoint:
+    """The sticker base in small with a UNet of two levels, six ResNets and three cross-attentions."""
+    return replace(sticker_checkpoint(), unet=tiny_unet(architecture=Architecture.bk_small((8, 16))).eval())
 
 
 def stable_diffusion_checkpoint() -> Checkpoint:

@@ -41,6 +41,7 @@ TABLE = Path(__file__).parent / "tables" / "tiny.json"
 LENGTH = 16  # tokens of a prompt
 WIDTH = 16  # D of the embedding
 SIDE = 64  # pixels
+ARCHITECTURE = Architecture.sd15((8, 8, 16, 16))
 WORDS = ["a", "red", "blue", "fox", "whale", "cat", "sticker", "render", "flat", "3d", ",", ".", "of", "the"]
 THINGS = ("fox", "apple", "ghost", "boat", "castle", "drum", "cactus", "rocket")
 STYLES = ("3d", "flat")
@@ -106,10 +107,10 @@ def text_sizes() -> dict[str, Any]:
     return {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-def unet(sample_size: int = 16) -> ElasticUNet:
-    """Stable Diffusion v1's topology: 4 levels, 2 ResNets a level, attention on all but the lowest."""
+def unet(sample_size: int = 16, architecture: Architecture = ARCHITECTURE) -> ElasticUNet:
+    """By default of Stable Diffusion v1's topology: 4 levels, 2 ResNets a level, attention on all but the lowest."""
     return ElasticUNet(
-        Architecture.sd15((8, 8, 16, 16)),
+        architecture,
         sample_size=sample_size,  # 16: the least whose lowest level is more than a point, on which OpenVINO fails
         cross_attention_dim=WIDTH,
         num_attention_heads=2,

@@ -25,7 +25,7 @@ def script() -> Iterator[Any]:
 
 
 def test_rows_are_timed_in_turns_and_say_where_the_factor_comes_from(
-    script: Any, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    script: Any, few_blocks: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours = read_bundle(tiny_bundle)
     figures = {
@@ -35,10 +35,10 @@ def test_rows_are_timed_in_turns_and_say_where_the_factor_comes_from(
     drawn = {"steps": 3, "guidance": ours.manifest.defaults.guidance, "figures": figures}
     judged = [
         {"sha256": ours.hash, **drawn},
-        {"sha256": hash_of(tiny_checkpoint), **drawn},  # in other steps than those that are timed
+        {"sha256": hash_of(few_blocks), **drawn},  # in other steps than those that are timed
     ]
     write_json(tmp_path / "report.json", {"models": [{"evaluation": one} for one in judged]})
-    arguments = ["--base", tiny_checkpoint, "--ours", tiny_bundle, "--steps", 6, "--runs", 2, "--work", tmp_path]
+    arguments = ["--base", few_blocks, "--ours", tiny_bundle, "--steps", 6, "--runs", 2, "--work", tmp_path]
     arguments += ["--report", tmp_path / "report.json", "--json", tmp_path / "compare.json"]
     assert script.main([str(word) for word in arguments]) == 0
 

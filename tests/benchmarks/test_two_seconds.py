@@ -31,9 +31,15 @@ def script() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def bundle(script: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where bundles are made, each once."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def bundle(script: Any, work: Path) -> Path:
     architectures = script.architectures_of("tiny", None)
-    return script.Bundles(tmp_path_factory.mktemp("work"), "tiny", architectures)(script.ROWS["sdxs-1"].model)
+    return script.Bundles(work / "tiny", "tiny", architectures)(script.ROWS["sdxs-1"].model)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +121,14 @@ def test_bars_are_said_of_what_was_measured(script: Any) -> None:
 
 
 @pytest.mark.slow
-def test_rows_are_measured_and_written(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_are_measured_and_written(
+    script: Any, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = Architecture.bk_tiny(WIDTHS)
     write_json(tmp_path / "cpu2s.json", small.to_dict())
     options = ["--cpu2s", str(tmp_path / "cpu2s.json"), "--json", str(tmp_path / "rows.json"), "--runs", "2"]
     names = ["sdxs-1", "ours-cpu2s-1x1"]
-    assert script.main(["--size", "tiny", "--work", str(tmp_path / "work"), *options, "--rows", *names]) == 0
+    assert script.main(["--size", "tiny", "--work", str(work), *options, "--rows", *names]) == 0
     record = json.loads((tmp_path / "rows.json").read_text())
     assert [row["name"] for row in record["rows"]] == names
     assert record["protocol"]["weights"] == "random"
@@ -130,7 +138,7 @@ def test_rows_are_measured_and_written(script: Any, tmp_path: Path, capsys: pyte
         assert row["peak_bytes"] > row["low_memory_bytes"] > 0
         assert row["share_of_peak"] > 0
         assert 0 < row["host_share"] < 1
-    (rounded,) = (tmp_path / "work" / "tiny" / "bundles").glob("cpu2s-*-w8a8-tiny")
+    (rounded,) = (work / "tiny" / "bundles").glob("cpu2s-*-w8a8-tiny")
     stored = read_bundle(rounded).manifest.runtimes["openvino"]
     assert stored == {"text_encoder": "int8", "unet": "w8a8", "vae_decoder": "w8a8"}  # as export stores them
     out = capsys.readouterr().out

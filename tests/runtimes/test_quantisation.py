@@ -94,6 +94,19 @@ def test_a_table_of_words_takes_half_of_int8_where_groups_fit(width: int, bits: 
     assert size == ({"i4": rows, "8": 64 * width} if bits == 4 else {"i4": 0, "8": rows + 64 * width})
 
 
+def test_linear_layers_take_half_of_int8_and_convolutions_stay(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Conv2d(4, 64, 3, padding=1), nn.Flatten(2), nn.Linear(64, 128), nn.Linear(128, 32))
+    openvino.export(module.eval(), {"input": torch.zeros(2, 4, 8, 8)}, "out", tmp_path, "int4")
+    asked = {"input": np.random.default_rng(0).standard_normal((2, 4, 8, 8), np.float32)}
+    expected, drawn = Network(module)(**asked), openvino.open(tmp_path, batch=2)(**asked)
+    assert 0.02 < np.linalg.norm(drawn - expected) / np.linalg.norm(expected) < 0.2
+    stored = [node for node in openvino.CORE.read_model(tmp_path / openvino.FILES[0]).get_ops() if is_constant(node)]
+    size = {kind: sum(int(np.prod(node.shape)) for node in stored if kind == kind_of(node)) for kind in ("i4", "i8")}
+    assert size == {"i4": 64 * 128 + 128 * 32, "i8": 4 * 64 * 9}
+
+
 def is_constant(node: Any) -> bool:
     return node.get_type_name() == "Constant"
 

@@ -72,7 +72,7 @@ def test_closeness_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "student"), [("tiny_checkpoint", "half"), ("tiny_checkpoint", "tiny"), ("tiny_sd_checkpoint", "half")]
+    ("base", "student"), [("few_blocks", "half"), ("few_blocks", "tiny"), ("tiny_sd_checkpoint", "half")]
 )
 def test_only_the_decoder_changes(
     base: str, student: Any, prompts: Path, tmp_path: Path, request: pytest.FixtureRequest
@@ -100,9 +100,9 @@ def test_only_the_decoder_changes(
     assert f"{figures['psnr_db']:.1f} dB" in result.describe()
 
 
-def test_distilling_brings_it_nearer(tiny_checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+def test_distilling_brings_it_nearer(few_blocks: Path, prompts: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, images=80, batch=4, lr=4e-3, lpips_weight=0.1, accumulate=2, gradient_checkpointing=True)
-    figures = run(config, tiny_checkpoint, prompts, tmp_path / "out").figures
+    figures = run(config, few_blocks, prompts, tmp_path / "out").figures
     assert figures["psnr_db"] > figures["psnr_before_db"] + 3
 
 
@@ -119,7 +119,7 @@ class Killed(Exception):
     [(latents, "draw_latents", 3, 4), (targets, "image_of", 2, 2), (stage, "draw_rows", 3, 3)],
 )
 def test_a_killed_run_ends_with_the_same_weights(
-    tiny_checkpoint: Path,
+    few_blocks: Path,
     prompts: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -129,7 +129,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     calls_of_a_run: int,
 ) -> None:
     monkeypatch.setattr(stage, "FitConfig", partial(FitConfig, save_seconds=0))
-    undisturbed = run(CONFIG, tiny_checkpoint, prompts, tmp_path / "a")
+    undisturbed = run(CONFIG, few_blocks, prompts, tmp_path / "a")
     calls: list[int] = []
     whole: Callable[..., Any] = getattr(module, part)
 
@@ -141,21 +141,21 @@ def test_a_killed_run_ends_with_the_same_weights(
 
     monkeypatch.setattr(module, part, deadly)
     with pytest.raises(Killed):
-        run(CONFIG, tiny_checkpoint, prompts, tmp_path / "b")
-    resumed = run(CONFIG, tiny_checkpoint, prompts, tmp_path / "b")
+        run(CONFIG, few_blocks, prompts, tmp_path / "b")
+    resumed = run(CONFIG, few_blocks, prompts, tmp_path / "b")
     assert len(calls) == calls_of_a_run + 1  # what was done before the kill was not done again
     assert resumed.figures == undisturbed.figures
     for name, weight in weights(undisturbed).items():
         assert torch.equal(weights(resumed)[name], weight), name
 
 
-def test_a_paused_run_goes_on(tiny_checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
-    undisturbed = run(CONFIG, tiny_checkpoint, prompts, tmp_path / "a")
+def test_a_paused_run_goes_on(few_blocks: Path, prompts: Path, tmp_path: Path) -> None:
+    undisturbed = run(CONFIG, few_blocks, prompts, tmp_path / "a")
     hurried = replace(CONFIG, max_seconds=0.0)
     pauses = 0
     while True:
         try:
-            result = run(hurried, tiny_checkpoint, prompts, tmp_path / "b")
+            result = run(hurried, few_blocks, prompts, tmp_path / "b")
             break
         except PausedError:
             pauses += 1
@@ -176,20 +176,20 @@ def test_targets_are_the_pictures_of_the_teacher(tmp_path: Path) -> None:
 
 
 def test_a_second_student_reads_the_latents_of_the_first(
-    tiny_checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few_blocks: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = tmp_path / "latents"
-    first = run(CONFIG, tiny_checkpoint, prompts, tmp_path / "half", drawn)
+    first = run(CONFIG, few_blocks, prompts, tmp_path / "half", drawn)
     assert not (first.checkpoint.parent / "latents").exists()
     monkeypatch.setattr(latents, "draw_latents", None)  # nothing draws again
-    run(replace(CONFIG, student="tiny"), tiny_checkpoint, prompts, tmp_path / "tiny", drawn)
+    run(replace(CONFIG, student="tiny"), few_blocks, prompts, tmp_path / "tiny", drawn)
     with pytest.raises(ValueError, match=r"got .*latents, made with sampling"):
-        run(replace(CONFIG, guidance=3.0), tiny_checkpoint, prompts, tmp_path / "other", drawn)
+        run(replace(CONFIG, guidance=3.0), few_blocks, prompts, tmp_path / "other", drawn)
 
 
-def test_licences_go_with_the_weights(tiny_checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+def test_licences_go_with_the_weights(few_blocks: Path, prompts: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
-    shutil.copytree(tiny_checkpoint, base)
+    shutil.copytree(few_blocks, base)
     (base / "licences.json").write_text('{"unet": "Apache-2.0"}')
     made = run(CONFIG, base, prompts, tmp_path / "out").checkpoint
     assert json.loads((made / "licences.json").read_text()) == {"unet": "Apache-2.0"}
@@ -233,7 +233,7 @@ def test_the_prompts_of_a_subset_are_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("subset", ["core", "full"])
 def test_latents_are_drawn_from_the_asked_subset(
-    subset: Any, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    subset: Any, few_blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
 
@@ -243,13 +243,13 @@ def test_latents_are_drawn_from_the_asked_subset(
 
     monkeypatch.setattr(latents, "draw_latents", listen)
     data = sticker_set(tmp_path / "set")
-    run(replace(CONFIG, latents=60, held_out=30, steps=1, subset=subset), tiny_checkpoint, data, tmp_path / "out")
+    run(replace(CONFIG, latents=60, held_out=30, steps=1, subset=subset), few_blocks, data, tmp_path / "out")
     assert any("number 4" in prompt for prompt in asked) == (subset == "full")
 
 
-def test_latents_are_those_of_their_prompts_and_seeds(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_latents_are_those_of_their_prompts_and_seeds(few_blocks: Path, tmp_path: Path) -> None:
     plan = latents.Plan(4, 3, 2, latents.Sampling(2, 2.0), None, seed=0)
-    latents.draw(load_checkpoint(tiny_checkpoint), divide(PROMPTS, 0), plan, tmp_path, math.inf)
+    latents.draw(load_checkpoint(few_blocks), divide(PROMPTS, 0), plan, tmp_path, math.inf)
     drawn = latents.load(tmp_path, "train")
     assert drawn.shape == (4, 4, 16, 16)
     order = divide(PROMPTS, CONFIG.seed)["train"]
@@ -257,34 +257,34 @@ def test_latents_are_those_of_their_prompts_and_seeds(tiny_checkpoint: Path, tmp
     seeds = [latents.noise_seed(CONFIG.seed, number) for number in numbers]
     assert len({*seeds}) == 4
     asked = [order[number % 3] for number in numbers]
-    expected = draw_latents(load_checkpoint(tiny_checkpoint), asked, seeds, latents.Sampling(2, 2.0))
+    expected = draw_latents(load_checkpoint(few_blocks), asked, seeds, latents.Sampling(2, 2.0))
     torch.testing.assert_close(drawn.float(), expected, atol=4e-3, rtol=1e-3)  # float16 on disk
 
 
 def test_latents_are_drawn_in_placed_steps_and_the_checkpoint_keeps_its_own(
-    tiny_checkpoint: Path, prompts: Path, tmp_path: Path
+    few_blocks: Path, prompts: Path, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, scheduler="dpm++", timestep_shift=3.0, images=2)
-    made = run(config, tiny_checkpoint, prompts, tmp_path / "out").checkpoint
-    base, sampling = load_checkpoint(tiny_checkpoint), latents.Sampling(2, 2.0, "dpm++")
+    made = run(config, few_blocks, prompts, tmp_path / "out").checkpoint
+    base, sampling = load_checkpoint(few_blocks), latents.Sampling(2, 2.0, "dpm++")
     base = replace(base, schedule=base.schedule.placed(3.0))
     order = divide(PROMPTS, CONFIG.seed)["held-out"]
     seeds = [latents.noise_seed(CONFIG.seed, number) for number in range(3)]
     expected = draw_latents(base, [order[number % len(order)] for number in range(3)], seeds, sampling)
     drawn = latents.load(tmp_path / "out" / "latents", "held-out")
     torch.testing.assert_close(drawn.float(), expected, atol=4e-3, rtol=1e-3)  # float16 on disk
-    assert load_checkpoint(made).schedule == load_checkpoint(tiny_checkpoint).schedule
+    assert load_checkpoint(made).schedule == load_checkpoint(few_blocks).schedule
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("student", ["half", "tiny"])
 def test_a_bundle_is_made_of_it_as_of_any_checkpoint(
-    student: Any, tiny_checkpoint: Path, prompts: Path, tmp_path: Path
+    student: Any, few_blocks: Path, prompts: Path, tmp_path: Path
 ) -> None:
     from snapfusion.generate import open_bundle
     from snapfusion.stages.export import stage as export
 
-    made = run(replace(CONFIG, student=student), tiny_checkpoint, prompts, tmp_path / "out").checkpoint
+    made = run(replace(CONFIG, student=student), few_blocks, prompts, tmp_path / "out").checkpoint
     config = export.Config(name="narrow", steps=2, guidance=2.0, prompts=("a red fox",), vae_decoder="fp16")
     bundle = export.run(config, made, tmp_path / "bundle").bundle
     (image,) = open_bundle(bundle)("a red fox", seed=1)

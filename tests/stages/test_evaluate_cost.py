@@ -50,17 +50,17 @@ def test_openvinos_count_is_the_one_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def checkpoint_costs(tiny_checkpoint: Path) -> dict[str, Cost]:
-    return dict(costs_of(load_checkpoint(tiny_checkpoint), tiny_checkpoint))
+def checkpoint_costs(few_blocks: Path) -> dict[str, Cost]:
+    return dict(costs_of(load_checkpoint(few_blocks), few_blocks))
 
 
-def test_a_checkpoint_counts_what_its_files_hold(tiny_checkpoint: Path, checkpoint_costs: dict[str, Cost]) -> None:
+def test_a_checkpoint_counts_what_its_files_hold(few_blocks: Path, checkpoint_costs: dict[str, Cost]) -> None:
     weights = {
-        "text_encoder": load_file(tiny_checkpoint / "text_encoder" / "model.safetensors"),
-        "unet": load_file(tiny_checkpoint / "unet" / "diffusion_pytorch_model.safetensors"),
+        "text_encoder": load_file(few_blocks / "text_encoder" / "model.safetensors"),
+        "unet": load_file(few_blocks / "unet" / "diffusion_pytorch_model.safetensors"),
         "vae_decoder": {
             name: weight
-            for name, weight in load_file(tiny_checkpoint / "vae" / "diffusion_pytorch_model.safetensors").items()
+            for name, weight in load_file(few_blocks / "vae" / "diffusion_pytorch_model.safetensors").items()
             if not name.startswith(("encoder.", "quant_conv."))
         },
     }

@@ -167,11 +167,11 @@ def test_intervals_are_drawn_to_scale() -> None:
 
 @pytest.mark.slow
 def test_the_command_with_a_checkpoint_and_its_bundle(
-    tiny_checkpoint: Path, tiny_bundle: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    few_blocks: Path, tiny_bundle: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     flags = ["--protocols", "cells", "--guidance", "2", "--curve", "1", "2", "--curve-pictures", "2", "--steps", "1"]
-    command = ["evaluate", str(tiny_checkpoint), str(tiny_bundle), "--data", str(data), "--out", str(out), *flags]
+    command = ["evaluate", str(few_blocks), str(tiny_bundle), "--data", str(data), "--out", str(out), *flags]
     assert main([*command, "--runs", "1", "--grid", "2", "--pairs", "2"]) == 0
     assert str(out / "report.html") in capsys.readouterr().out
     page = Tags((out / "report.html").read_text())

@@ -44,7 +44,7 @@ def test_a_process_that_fails_says_why() -> None:
         time_a_process([sys.executable, "-S", "-c", "import sys; sys.exit('no such picture')"])
 
 
-@pytest.mark.parametrize("kind", ["tiny_checkpoint", pytest.param("tiny_bundle", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["few_blocks", pytest.param("tiny_bundle", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("guided", [True, False])
 def test_parts_are_called_as_drawing_calls_them(kind: str, guided: bool, request: pytest.FixtureRequest) -> None:
     model = open_model(request.getfixturevalue(kind), Drawing(steps=1))
@@ -56,8 +56,8 @@ def test_parts_are_called_as_drawing_calls_them(kind: str, guided: bool, request
 
 
 @pytest.mark.slow
-def test_a_checkpoint_and_its_bundle_are_timed_side_by_side(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
-    models = [open_model(tiny_checkpoint, Drawing(steps=2)), open_model(tiny_bundle, Drawing(steps=2))]
+def test_a_checkpoint_and_its_bundle_are_timed_side_by_side(few_blocks: Path, tiny_bundle: Path) -> None:
+    models = [open_model(few_blocks, Drawing(steps=2)), open_model(tiny_bundle, Drawing(steps=2))]
     request = Request("fox", "-- a red fox", 2**32 - 1)  # a prompt that looks like a flag
     assert "generate" in cold_command(models[1], request, 2.0)
     assert "fp32" in cold_command(models[0], request, 2.0)

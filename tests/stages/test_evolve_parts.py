@@ -1,7 +1,6 @@
-"""The maths of the stage: Eq. 5's draws, the losses, Table 3, the baselines, the search on prices alone."""
+"""The maths of the stage: Eq. 5's draws, the losses, Table 3, the baselines, the path as a picture."""
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from snapfusion import cli, tiny
+from snapfusion import tiny
 from snapfusion.data.choice import seed_of
 from snapfusion.data.prompts import prompt_of
 from snapfusion.denoising import Batch
@@ -21,10 +20,8 @@ from snapfusion.model.unet import ElasticUNet
 from snapfusion.sampling import Sampling, draw_latents
 from snapfusion.stage_folder import PausedError
 from snapfusion.stages.evolve.baselines import by_chance, by_hand
-from snapfusion.stages.evolve.config import Config
 from snapfusion.stages.evolve.finetune import Distillation, feature_distance, finetuning_loss, stage_features
 from snapfusion.stages.evolve.plot import Point, path_svg
-from snapfusion.stages.evolve.price_only import budgets, search
 from snapfusion.stages.evolve.report import stage_table, stages
 from snapfusion.stages.evolve.robust import (
     Data,
@@ -35,8 +32,6 @@ from snapfusion.stages.evolve.robust import (
     skip_probability,
     train_robustly,
 )
-from snapfusion.stages.evolve.scores import Score
-from snapfusion.stages.evolve.search import Limits
 from snapfusion.stages.evolve.trial import denoising_trial, output_trial, trajectory_trial
 from snapfusion.stages.train.unet import sticker_schedule
 from tiny_evaluation import pair_of
@@ -252,67 +247,3 @@ def test_the_path_is_a_picture() -> None:
     first, second, _ = [circle for circle in root.iter(f"{svg}circle") if circle.find(f"{svg}title") is not None]
     assert float(first.attrib["cx"]) > float(second.attrib["cx"])  # dearer is further right
     assert float(first.attrib["cy"]) < float(second.attrib["cy"])  # better is higher
-
-
-def round_file(folder: Path, drops: dict[str, float]) -> Path:
-    scores = [asdict(Score(name, Estimate(drop, drop, drop), 1.0)) for name, drop in drops.items()]
-    file = folder / "round.json"
-    file.write_text(json.dumps({"scores": scores}))
-    return file
-
-
-def test_stable_diffusions_positions_are_searched_with_scores_of_the_same_positions(tmp_path: Path) -> None:
-    whole = Architecture.sd15()
-    table = tiny_table(whole)  # attentions at the largest latent are dearest: 5 ms of each
-    removable = [block for block in whole.blocks() if block.removable]
-    drops = {block.name: 0.01 if block.level == 0 and block.kind == "attention" else 0.1 for block in removable}
-    price = table.price(whole).milliseconds
-    scores = round_file(tmp_path, drops)
-    answer = search("sd15", price - 24, table, scores, Limits(cuts=3, copy_rounds=0))
-    assert answer.after == Architecture.without_top_attention()
-    assert "Provisional" in answer.describe()
-    assert "| Up-3 | latent | 320 | **3 → 0** | 3 |" in answer.describe()
-    # With room left, the best block that fits is copied: an attention at the smallest latent costs least.
-    roomy = search("sd15", price - 24 + 0.4, table, scores, Limits(cuts=3, copy_rounds=1, copies=1))
-    (copied,) = {b.name for b in roomy.after.blocks()} - {b.name for b in whole.blocks()}
-    assert copied.endswith(".copies.0")
-    with pytest.raises(ValueError, match="expected at least"):
-        search("sd15", 1.0, table, round_file(tmp_path, drops), Limits())
-    (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match="got no scores"):
-        search("sd15", 50.0, table, tmp_path / "other.json", Limits())
-
-
-def test_a_position_without_a_score_stays(tmp_path: Path) -> None:
-    """So it is between scores of the sticker base and Stable Diffusion: at level 3 only the latter keeps its width."""
-    stickers, whole = Architecture.sd15((64, 128, 192, 256)), Architecture.sd15()
-    table = tiny_table(whole)
-    scored = round_file(tmp_path, {block.name: 0.1 for block in stickers.blocks() if block.removable})
-    answer = search("sd15", table.price(whole).milliseconds / 2, table, scored, Limits(copy_rounds=0))
-    assert answer.unscored == ("down_blocks.3.resnets.0", "up_blocks.1.resnets.0")
-    assert "stay without a score: down_blocks.3.resnets.0" in answer.describe()
-    assert set(answer.unscored) <= {block.name for block in answer.after.blocks()}
-    # All that has a score may go, and no budget below that is worth a search.
-    least = table.price(whole.without(*(b.name for b in stickers.blocks() if b.removable))).milliseconds
-    assert table.price(search("sd15", least, table, scored, Limits()).after).milliseconds == pytest.approx(least)
-    with pytest.raises(ValueError, match=f"got a budget of .* ms, expected at least {least:.4g}"):
-        search("sd15", least - 0.1, table, scored, Limits())
-
-
-def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = Architecture.sd15()
-    table, budget = tiny_table(whole), round(tiny_table(whole).price(whole).milliseconds / 2)
-    table.save(tmp_path / "table.json")
-    scores = round_file(tmp_path, {block.name: 0.1 for block in whole.blocks() if block.removable})
-    files = ["--table", str(tmp_path / "table.json"), "--scores", str(scores), "--out", str(tmp_path / "found")]
-    assert cli.main(["evolve", "--price-only", "sd15", *files, "--budget-ms", str(budget)]) == 0
-    found = Architecture.from_dict(json.loads((tmp_path / "found" / f"{budget}ms" / "architecture.json").read_text()))
-    assert found == search("sd15", budget, table, scores, Config().limits).after != whole
-    assert "Provisional" in capsys.readouterr().out
-
-
-def test_prices_alone_know_milliseconds() -> None:
-    assert budgets(Config(budget_ms=(3.0, 2.0))) == (3.0, 2.0)
-    for config in (Config(), Config(budget_mb=(3.0,)), Config(budget_ms=(1.0,), budget_mb=(3.0,))):
-        with pytest.raises(ValueError, match="expected milliseconds"):
-            budgets(config)

@@ -39,19 +39,19 @@ def test_the_manifest_says_how_far_each_part_is_from_torch(tiny_bundle: Path) ->
     assert parity["pictures"]["n"] == 2
 
 
-def test_the_same_export_again_does_nothing(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+def test_the_same_export_again_does_nothing(tiny_bundle: Path, few_blocks: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in tiny_bundle.rglob("*")}
-    result = stage.run(CONFIG, tiny_checkpoint, tiny_bundle)
+    result = stage.run(CONFIG, few_blocks, tiny_bundle)
     assert result.figures == read_bundle(tiny_bundle).manifest.figures
     assert {file: file.stat().st_mtime_ns for file in tiny_bundle.rglob("*")} == before
 
 
 @pytest.mark.slow
 def test_a_bundle_draws_in_the_steps_that_its_checkpoint_was_distilled_for(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    few_blocks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     distilled, bundle = tmp_path / "distilled", tmp_path / "bundle"
-    shutil.copytree(tiny_checkpoint, distilled)
+    shutil.copytree(few_blocks, distilled)
     file = distilled / "scheduler" / "scheduler_config.json"
     write_json(file, {**read_json(file), "distilled_steps": 2})
     stage.run(replace(CONFIG, steps=None, prompts=("a red fox",)), distilled, bundle)
@@ -64,31 +64,29 @@ def test_a_bundle_draws_in_the_steps_that_its_checkpoint_was_distilled_for(
 
 
 def test_what_the_bundle_could_not_draw_is_refused_before_anything_is_converted(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few_blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "_convert", None)
     for change in ({"guidance": 60.0}, {"steps": 2000}, {"prompts": (" ",)}):
         with pytest.raises(ValueError, match=r"got .*, expected"):
-            stage.run(stage.Config(**change), tiny_checkpoint, tmp_path / "bundle")
+            stage.run(stage.Config(**change), few_blocks, tmp_path / "bundle")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(
-    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_folder_that_holds_something_else_is_left_alone(tiny_bundle: Path, few_blocks: Path, tmp_path: Path) -> None:
     for config, out in ((replace(CONFIG, steps=4), tiny_bundle), (CONFIG, tmp_path)):
         with pytest.raises(ValueError, match="which holds something else; remove it or name a new folder"):
-            stage.run(config, tiny_checkpoint, out)
+            stage.run(config, few_blocks, out)
 
 
 @pytest.mark.slow
 def test_a_bundle_too_far_from_torch_is_not_written(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few_blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("snapfusion.stages.export.parity.PICTURE_FLOOR_DB", 130.0)
     config = replace(CONFIG, text_encoder="fp16", unet="fp16", vae_decoder="fp16", steps=1, prompts=("a red fox",))
     with pytest.raises(ValueError, match=r"got pictures [\d.]+ dB from torch's, expected at least 130 dB"):
-        stage.run(config, tiny_checkpoint, tmp_path / "bundle")
+        stage.run(config, few_blocks, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -113,7 +111,7 @@ def test_each_part_has_its_floor(part: str, db: float, weights: str, message: st
         check({**GOOD, part: {"psnr_db": db}, "pictures": GOOD_PICTURES}, stored)
 
 
-@pytest.mark.parametrize("rounding", [{"unet": "w8a8"}, {"text_encoder": "int4-words"}])
+@pytest.mark.parametrize("rounding", [{"unet": "w8a8"}, {"unet": "int4"}, {"text_encoder": "int4-words"}])
 def test_pictures_have_their_floor(rounding: dict[str, str]) -> None:
     stored = dict.fromkeys(GOOD, "int8")
     with pytest.raises(ValueError, match=r"got pictures 29\.9 dB from torch's, expected at least 30 dB"):
@@ -167,26 +165,26 @@ def test_a_clip_checkpoint_becomes_a_bundle_too(
 
 @pytest.mark.slow
 def test_the_decoder_can_come_from_another_checkpoint(
-    tiny_checkpoint: Path, tiny_sd_checkpoint: Path, tmp_path: Path
+    few_blocks: Path, tiny_sd_checkpoint: Path, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, prompts=("a red fox",), steps=1)
-    out = stage.run(config, tiny_checkpoint, tmp_path / "bundle", decoder=tiny_sd_checkpoint).bundle
+    out = stage.run(config, few_blocks, tmp_path / "bundle", decoder=tiny_sd_checkpoint).bundle
     decoder = json.loads((out / "vae_decoder" / "config.json").read_text())
     assert decoder["block_out_channels"] == [8, 8, 8]  # the sticker base in small has two levels, and folds pixels
     source = read_bundle(out).manifest.source
-    assert (source["checkpoint"], source["decoder"]) == (hash_of(tiny_checkpoint), hash_of(tiny_sd_checkpoint))
+    assert (source["checkpoint"], source["decoder"]) == (hash_of(few_blocks), hash_of(tiny_sd_checkpoint))
     with pytest.raises(ValueError, match="holds something else"):
-        stage.run(config, tiny_checkpoint, out)
+        stage.run(config, few_blocks, out)
 
 
 def test_a_decoder_of_other_latents_is_refused(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    few_blocks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"
     wide = {**tiny_models.sticker_checkpoint().vae.config, "latent_channels": 6, "_use_default_values": []}
     save_vae(PatchAutoencoderKL.from_config(wide), other)
     out = tmp_path / "bundle"
-    assert main(["export", str(tiny_checkpoint), "--decoder", str(other), "--out", str(out)]) == 2
+    assert main(["export", str(few_blocks), "--decoder", str(other), "--out", str(out)]) == 2
     assert "got 4 as the UNet's in_channels, expected 6" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["other"]
 
@@ -198,10 +196,10 @@ def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.slow
-def test_a_bundle_can_hold_files_of_several_runtimes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_bundle_can_hold_files_of_several_runtimes(few_blocks: Path, tmp_path: Path) -> None:
     """Each draws the same picture, and says what it takes."""
     config = replace(CONFIG, runtime=("openvino", "onnx", "torch"), prompts=("a red fox",), steps=2)
-    result = stage.run(config, tiny_checkpoint, tmp_path / "bundle")
+    result = stage.run(config, few_blocks, tmp_path / "bundle")
     pictures = {
         runtime: np.asarray(open_bundle(result.bundle, runtime=runtime)("a red fox", seed=3)[0], float)
         for runtime in ("openvino", "onnx", "torch")
@@ -220,40 +218,42 @@ def test_a_bundle_can_hold_files_of_several_runtimes(tiny_checkpoint: Path, tmp_
 
 
 @pytest.mark.slow
-def test_w8a8_is_calibrated_by_what_is_drawn(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_w8a8_is_calibrated_by_what_is_drawn(few_blocks: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, precision="w8a8", prompts=("a red fox",), steps=2)
-    bundle = read_bundle(stage.run(config, tiny_checkpoint, tmp_path / "bundle").bundle)
+    bundle = read_bundle(stage.run(config, few_blocks, tmp_path / "bundle").bundle)
     assert bundle.manifest.runtimes == {"openvino": {"text_encoder": "int8", "unet": "w8a8", "vae_decoder": "w8a8"}}
     assert all(bundle.manifest.figures["parity"]["openvino"][part]["psnr_db"] >= 28 for part in GOOD)
     assert bundle.manifest.figures["w8a8_half_range"] == saturates()
 
 
-def test_a_precision_that_a_runtime_does_not_know_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_precision_that_a_runtime_does_not_know_is_refused(few_blocks: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got fp16 for the text_encoder in onnx, expected one of fp32, w8a8"):
-        stage.run(replace(CONFIG, runtime=("onnx",), precision="fp16"), tiny_checkpoint, tmp_path / "bundle")
+        stage.run(replace(CONFIG, runtime=("onnx",), precision="fp16"), few_blocks, tmp_path / "bundle")
 
 
-def test_only_the_text_encoder_has_words(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="got int4-words for the unet in openvino, expected one of int8, fp16, w8a8"):
-        stage.run(replace(CONFIG, runtime=("openvino",), unet="int4-words"), tiny_checkpoint, tmp_path / "bundle")
+def test_only_the_text_encoder_has_words(few_blocks: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="got int4-words for the unet in openvino, expected one of int8, fp16, int4, w8a8"
+    ):
+        stage.run(replace(CONFIG, runtime=("openvino",), unet="int4-words"), few_blocks, tmp_path / "bundle")
 
 
 def test_a_network_too_large_for_onnx_is_refused_before_anything_is_drawn(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few_blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "LARGEST_ONNX", 10_000)
     monkeypatch.setattr(stage, "record", None)
     with pytest.raises(ValueError, match=r"got --precision w8a8 for onnx and a UNet of .* GB, expected at most"):
-        stage.run(replace(CONFIG, runtime=("onnx",), precision="w8a8"), tiny_checkpoint, tmp_path / "bundle")
+        stage.run(replace(CONFIG, runtime=("onnx",), precision="w8a8"), few_blocks, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_runtime_that_is_not_installed_is_named(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few_blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "is_installed", lambda runtime: False)
     with pytest.raises(ValueError, match=r'pip install "\.\[onnx\]"'):
-        stage.run(replace(CONFIG, runtime=("onnx",)), tiny_checkpoint, tmp_path / "bundle")
+        stage.run(replace(CONFIG, runtime=("onnx",)), few_blocks, tmp_path / "bundle")
 
 
 def test_samples_are_spread_over_all_steps() -> None:
@@ -271,9 +271,9 @@ def test_samples_are_spread_over_all_steps() -> None:
 
 
 @pytest.mark.slow
-def test_a_search_finds_the_shift_that_ends_nearest(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_search_finds_the_shift_that_ends_nearest(few_blocks: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
-    result = stage.run(replace(CONFIG, timestep_shift="search"), tiny_checkpoint, bundle)
+    result = stage.run(replace(CONFIG, timestep_shift="search"), few_blocks, bundle)
     found = result.figures["timestep_shift"]
     assert found["relative_error"][f"{found['chosen']:g}"] == min(found["relative_error"].values())
     assert read_bundle(bundle).schedule.timestep_shift == found["chosen"]
@@ -281,9 +281,9 @@ def test_a_search_finds_the_shift_that_ends_nearest(tiny_checkpoint: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_a_shift_can_be_asked_for(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shift_can_be_asked_for(few_blocks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = replace(CONFIG, timestep_shift=2.5, guidance_stop=0.5, prompts=("a red fox",))
-    assert "timestep_shift" not in stage.run(config, tiny_checkpoint, tmp_path / "bundle").figures
+    assert "timestep_shift" not in stage.run(config, few_blocks, tmp_path / "bundle").figures
     bundle = read_bundle(tmp_path / "bundle")
     assert (bundle.schedule.timestep_shift, bundle.schedule.timestep_spacing) == (2.5, "trailing")
     assert main(["info", str(tmp_path / "bundle")]) == 0

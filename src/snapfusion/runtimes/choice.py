@@ -18,9 +18,10 @@ from typing import Literal, get_args
 
 Part = Literal["text_encoder", "unet", "vae_decoder"]
 Runtime = Literal["openvino", "onnx", "coreml", "executorch", "torch"]
-Precision = Literal["fp32", "fp16", "bf16", "int8", "int4-words", "w8a8", "palette6"]
-"""How weights are stored. `int4-words` is int8 with the text encoder's table of words in 4 bits. `w8a8` alone says that
-what meets them is rounded too, to int8 as they are; `palette6` gives a layer 64 values to choose its weights from."""
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4", "int4-words", "w8a8", "palette6"]
+"""How weights are stored. `int4` is int8 with linear layers in 4 bits, `int4-words` with the text encoder's table of
+words. `w8a8` alone says that what meets them is rounded too, to int8 as they are; `palette6` gives a layer 64 values to
+choose its weights from."""
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -49,7 +50,7 @@ RUNTIMES: dict[Runtime, Needs] = {
         "openvino",
         "",
         dict.fromkeys(PARTS, ("openvino_model.xml", "openvino_model.bin")),
-        ("int8", "fp16", "w8a8"),
+        ("int8", "fp16", "int4", "w8a8"),
         words=("int4-words",),
     ),
     "onnx": Needs("onnxruntime", "onnx", dict.fromkeys(PARTS, ("model.onnx",)), ("fp32", "w8a8")),

@@ -18,6 +18,7 @@ from snapfusion.runtimes.quantisation import (
     Calibration,
     weights_and_activations,
     weights_only,
+    weights_only_linear_smaller,
     weights_only_words_smaller,
 )
 
@@ -43,9 +44,9 @@ def export(
             batch: the first axis of those that have more than one.
         output: Name of the output.
         folder: Gets `FILES`.
-        weights: Stored as float16, or as int8 with a scale for every output channel, which halves the file, with
-            `int4-words` tables of words once more; with `w8a8` what meets them is int8 too, which is faster where the
-            CPU has instructions for it.
+        weights: Stored as float16, or as int8 with a scale for every output channel, which halves the file, with `int4`
+            linear layers and with `int4-words` tables of words once more; with `w8a8` what meets them is int8 too,
+            which is faster where the CPU has instructions for it.
         calibration: What `w8a8` goes by.
     Returns:
         The shape of every input, -1 for the batch.
@@ -61,6 +62,8 @@ def export(
     model.output(0).get_tensor().set_names({output})
     if weights == "int8":
         model = weights_only(model)
+    elif weights == "int4":
+        model = weights_only_linear_smaller(model)
     elif weights == "int4-words":
         model = weights_only_words_smaller(model)
     elif weights == "w8a8":

@@ -3,22 +3,24 @@
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from snapfusion.bundle import PARTS, Bundle, Network, Networks
 from snapfusion.generate import generate
+from snapfusion.runtimes.choice import Precision
 from snapfusion.runtimes.quantisation import psnr
 from snapfusion.settings import Settings
 
-FLOORS_DB = {"fp32": 35.0, "fp16": 35.0, "bf16": 35.0, "int8": 28.0, "int4-words": 28.0, "w8a8": 28.0, "palette6": 28.0}
+WHOLE = ("fp32", "fp16", "bf16")  # no weight is rounded to a few values
+FLOORS_DB = {precision: 35.0 if precision in WHOLE else 28.0 for precision in get_args(Precision)}
 """For one network, by how its weights are stored; it computes in bfloat16 where runtime and CPU can."""
 PICTURE_FLOOR_DB = 30.0
 ROUNDED_PICTURE_FLOOR_DB = 20.0
-"""Where the UNet is w8a8 or the words are int4: what is a little off at each step ends in another picture, which may be
-as good."""
+"""Where the UNet is w8a8 or int4, or the words are in 4 bits: what is a little off at each step ends in another
+picture, which may be as good."""
 
 
 class Comparison:
@@ -72,9 +74,9 @@ def check(figures: Mapping[str, Any], weights: Mapping[str, str]) -> None:
     for part in PARTS:
         got, floor = figures[part]["psnr_db"], FLOORS_DB[weights[part]]
         if got < floor:
-            advice = "; store its weights in more bits" if weights[part] in ("int8", "int4-words", "w8a8") else ""
+            advice = "; store its weights in more bits" if weights[part] not in (*WHOLE, "palette6") else ""
             raise ValueError(f"got a {part} {got} dB from torch's, expected at least {floor:g} dB{advice}")
-    rounded = weights["unet"] == "w8a8" or weights["text_encoder"] == "int4-words"
+    rounded = weights["unet"] in ("w8a8", "int4") or weights["text_encoder"] == "int4-words"
     floor = ROUNDED_PICTURE_FLOOR_DB if rounded else PICTURE_FLOOR_DB
     if (got := figures["pictures"]["median_psnr_db"]) < floor:
         raise ValueError(f"got pictures {got} dB from torch's, expected at least {floor:g} dB")
