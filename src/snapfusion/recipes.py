@@ -37,7 +37,7 @@ def stickers() -> Recipe:
         profile=profile.Config(),
         evolve=evolve.Config(
             cuts=1, room=0.035, score="trajectory", prompts=16, steps=6, skip_rise=50,
-            noise_shift=2.0, mirrored=0.0, robust_images=3_200, round_images=3_200, finetune_images=6_400,
+            noise_shift=2.0, mirrored=0.0, robust_images=3_200, round_images=1_600, finetune_images=6_400,
         ),
         distill_steps=None,  # placed well, 8 steps lose nothing of this base; what distilling costs: docs/steps.md
         distill_decoder=distill_decoder.Config(
@@ -45,8 +45,8 @@ def stickers() -> Recipe:
             lpips_weight=0.1,
         ),
         export=export.Config(
-            name="stickers", text_encoder="int4-words", steps=8, guidance=4.0, guidance_stop=0.75, scheduler="dpm++",
-            timestep_shift="search",
+            name="stickers", text_encoder="int4-words", unet="int4", steps=8, guidance=4.0, guidance_stop=0.75,
+            scheduler="dpm++", timestep_shift="search",
         ),
         evaluate=evaluate.Config(
             protocols=("cells",), guidance=4.0, curve=(2.0, 4.0, 6.0), curve_pictures=16, batch=16,
