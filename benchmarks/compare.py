@@ -3,11 +3,11 @@
     python benchmarks/compare.py [--base models/stickers-base] [--ours BUNDLE] [--report run/evaluate/report.json]
         [--quality --data SET] [--json FILE]
 
-Rows: the base in torch float32, in torch bfloat16 and in OpenVINO, with --steps steps; ours with its own. The base's
-bundle for OpenVINO is made under --work on the first run (weights float16), and found there on the next. All draw the
-same prompt and seed with the same guidance, in turns; medians of --runs after one round that does not count. FID and
-alignment are those of the report's model with the same hash, and are left out where it has none; --quality works them
-out first, by `snapfusion evaluate`.
+Rows: the base in torch float32, in torch bfloat16 where the CPU has it, and in OpenVINO, with --steps steps; ours with
+its own. The base's bundle for OpenVINO is made under --work on the first run (weights float16), and found there on the
+next. All draw the same prompt and seed with the same guidance, in turns; medians of --runs after one round that does
+not count. FID and alignment are those of the report's model with the same hash, and are left out where it has none;
+--quality works them out first, by `snapfusion evaluate`.
 
     base-openvino / ours = steps x UNet x rest      rest: what does not shrink with the UNet (decoder, text, host)
     base-torch-fp32 / ours = engine x the above
@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from embedded import Autocast
 from record import write_record
 from rivals import PROMPT, SEED, Clock
+from snapfusion.autocast import has_bf16
 from snapfusion.bundle import EMBEDDED, PARTS, Bundle, Networks, read_bundle
 from snapfusion.checkpoint import hash_of, load_checkpoint
 from snapfusion.generate import generate, open_networks, unet_rows
@@ -59,11 +61,10 @@ def rows_of(base: Path, base_bundle: Bundle, ours: Bundle, steps: int) -> dict[s
     """The rows by name, every network in memory."""
     defaults = ours.manifest.defaults
     parts = {part: Network(module) for part, module in modules(load_checkpoint(base)).items()}
-    networks = {
-        "base-torch-fp32": Networks(**parts),
-        "base-torch-bf16": Networks(**{part: Autocast(network) for part, network in parts.items()}),
-        "base-openvino": open_networks(base_bundle, unet_rows(steps, defaults.guidance, 1.0)),
-    }
+    networks = {"base-torch-fp32": Networks(**parts)}
+    if has_bf16(torch.device("cpu")):
+        networks["base-torch-bf16"] = Networks(**{part: Autocast(network) for part, network in parts.items()})
+    networks["base-openvino"] = open_networks(base_bundle, unet_rows(steps, defaults.guidance, 1.0))
     hashes = {name: base_bundle.hash if name == "base-openvino" else hash_of(base) for name in networks}
     (asked,) = settings_for(base_bundle, PROMPT, seed=SEED, steps=steps, guidance=defaults.guidance)
     found = {name: row(base_bundle, opened, asked, hashes[name]) for name, opened in networks.items()}

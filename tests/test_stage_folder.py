@@ -76,6 +76,23 @@ def test_what_refused_its_input_before_it_began_leaves_the_folder_to_the_next(tm
     assert run_in_folder(tmp_path / "s", Config(steps=8), INPUTS, lambda folder: {"steps": 8}) == {"steps": 8}
 
 
+def test_a_folder_in_which_another_process_works_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "s"
+
+    def work(folder: Path) -> dict[str, float]:
+        child = os.fork()
+        if child == 0:
+            try:
+                run_in_folder(out, Config(), INPUTS, lambda folder: {})
+            except ValueError as error:
+                os._exit(7 if f"got {out}.partial, in which another process is at work; wait" in str(error) else 8)
+            os._exit(0)
+        return {"status": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}
+
+    assert run_in_folder(out, Config(), INPUTS, work) == {"status": 7}
+    assert [file.name for file in out.iterdir()] == ["result.json"]
+
+
 def run_and_die(out: Path, moment: int) -> bool:
     """Run a stage in a child that is killed when it turns to the file system for the `moment`-th time; did it live?"""
     child = os.fork()

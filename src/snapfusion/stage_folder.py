@@ -2,7 +2,8 @@
 
 A stage works in `OUT.partial`, which outlives a kill and says from its first moment on what it is made from. When the
 stage is done, `result.json` is written there last and the folder becomes `OUT` by one rename. So `OUT` is there and
-whole, or not there at all; the same call on it only reads.
+whole, or not there at all; the same call on it only reads. A second process that is given the folder meanwhile is
+refused.
 
 Where several processes train together, all of them do the stage's work, for each takes its share of every batch: the
 main one in `OUT.partial`, each other in a copy of that, which is thrown away. So they go on from the same state.
@@ -13,7 +14,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from snapfusion.processes import count, main_first, meet, rank
 
 RESULT = "result.json"
 SOURCE = "source.json"
+LOCK = "lock"
 PARTIAL = ".partial"
 TIMINGS = "timings.json"
 """How long things took: differs from run to run, and so enters no hash."""
@@ -58,7 +61,8 @@ def run_in_folder(
         alone: Whether of several processes the main one is to do it by itself: what takes times, or trains nothing.
 
     Raises:
-        ValueError: `out` or `out.partial` is of another config or other inputs, or a file of `out` is not as written.
+        ValueError: `out` or `out.partial` is of another config or other inputs, another process works in it, or a file
+            of `out` is not as written.
     """
     fields = printable(config)
     source = {"config": {name: value for name, value in fields.items() if name not in free}, "inputs": dict(inputs)}
@@ -74,12 +78,13 @@ def _by_itself(out: Path, source: dict[str, Any], work: Callable[[Path], Mapping
     if out.exists():
         return _finished(out, source)
     partial = _begun(out, source)
-    try:
-        return _done(partial, out, source, _worked(work, partial))
-    except ValueError:
-        if [entry.name for entry in partial.iterdir()] == [SOURCE]:
-            shutil.rmtree(partial)  # nothing was begun, so the corrected command may have the folder
-        raise
+    with _alone_in(partial):
+        try:
+            return _done(partial, out, source, _worked(work, partial))
+        except ValueError:
+            if {entry.name for entry in partial.iterdir()} == {SOURCE, LOCK}:
+                shutil.rmtree(partial)  # nothing was begun, so the corrected command may have the folder
+            raise
 
 
 def _together(out: Path, source: dict[str, Any], work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
@@ -89,8 +94,9 @@ def _together(out: Path, source: dict[str, Any], work: Callable[[Path], Mapping[
         return _finished(out, source)
     partial = main_first(lambda: _begun(out, source))
     if rank() == 0:
-        meet()  # the others have their copies
-        figures = _done(partial, out, source, _worked(work, partial))
+        with _alone_in(partial):
+            meet()  # the others have their copies
+            figures = _done(partial, out, source, _worked(work, partial))
         meet()
         return figures
     own = out.with_name(f"{out.name}.{rank()}{PARTIAL}")
@@ -128,6 +134,24 @@ def _begun(out: Path, source: dict[str, Any]) -> Path:
     return partial
 
 
+@contextmanager
+def _alone_in(partial: Path) -> Iterator[None]:
+    """Hold the folder against other processes; a kill lets go of it. Raises `ValueError` where one has it."""
+    from filelock import FileLock, Timeout  # comes with torch; who only draws has neither
+
+    lock = FileLock(partial / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(
+            f"got {partial}, in which another process is at work; wait until it is done, or stop it and run this again"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _worked(work: Callable[[Path], Mapping[str, Any]], folder: Path) -> dict[str, Any]:
     """The figures that the work comes to, as JSON has them."""
     token = _within.set(True)
@@ -140,6 +164,7 @@ def _worked(work: Callable[[Path], Mapping[str, Any]], folder: Path) -> dict[str
 def _done(partial: Path, out: Path, source: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
     """Write down what was reached and let the folder be the stage's."""
     write_json(partial / RESULT, {"source": source, "figures": figures, "outputs": hashes_below(partial)})
+    (partial / LOCK).unlink()
     partial.rename(out)
     (out / SOURCE).unlink()
     return figures
@@ -170,7 +195,7 @@ def hashes_below(folder: Path) -> dict[str, str]:
     return {
         name: hash_of_file(file)
         for file, name in names.items()
-        if name not in (RESULT, SOURCE)
+        if name not in (RESULT, SOURCE, LOCK)
         and file.name != TIMINGS
         and file.suffix != PARTIAL
         and CURVES not in name.split("/")
