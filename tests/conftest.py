@@ -54,13 +54,10 @@ def tiny_sd_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _save(build: Callable[[], Any], folder: Path) -> Path:
-    import torch
-
+    import tiny_models
     from snapfusion.checkpoint import save_checkpoint
 
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        save_checkpoint(build(), folder)
+    save_checkpoint(tiny_models.seeded(build), folder)
     return folder
 
 

@@ -15,14 +15,12 @@ from snapfusion.checkpoint import Checkpoint, save_checkpoint
 from snapfusion.lora import Lora, merge
 from snapfusion.model.architecture import Architecture
 from tiny_loras import ALPHA, LAYOUTS, ORIGINAL, RANK, SCALE, TEXT, UNET, Change, diffusers, kohya, peft, write
-from tiny_models import stable_diffusion_checkpoint, sticker_checkpoint
+from tiny_models import seeded, stable_diffusion_checkpoint, sticker_checkpoint
 
 
 @pytest.fixture(scope="module")
 def base() -> Checkpoint:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return stable_diffusion_checkpoint()
+    return seeded(stable_diffusion_checkpoint)
 
 
 @pytest.fixture

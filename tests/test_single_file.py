@@ -21,14 +21,12 @@ from snapfusion.model.original_names import UNET
 from snapfusion.model.text import TextEncoder
 from snapfusion.single_file import load_single_file, save_single_file
 from snapfusion.tiny import text_sizes
-from tiny_models import LENGTH, WIDTH, stable_diffusion_checkpoint, sticker_checkpoint
+from tiny_models import LENGTH, WIDTH, seeded, stable_diffusion_checkpoint, sticker_checkpoint
 
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return stable_diffusion_checkpoint()
+    return seeded(stable_diffusion_checkpoint)
 
 
 @pytest.fixture

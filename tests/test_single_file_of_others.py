@@ -20,16 +20,14 @@ from snapfusion.model.configs import text_model_of, unet_of, vae_of
 from snapfusion.model.original_names import UNET, unet_names
 from snapfusion.single_file import CONFIGS, load_single_file, read_header, save_single_file, stable_diffusion_tokenizer
 from snapfusion.tokens import tokenize
-from tiny_models import LENGTH, WIDTH, stable_diffusion_checkpoint
+from tiny_models import LENGTH, WIDTH, seeded, stable_diffusion_checkpoint
 
 BIAS = f"{UNET}input_blocks.0.0.bias"
 
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return stable_diffusion_checkpoint()
+    return seeded(stable_diffusion_checkpoint)
 
 
 @pytest.fixture

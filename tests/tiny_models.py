@@ -1,7 +1,10 @@
 """The real classes at a size that builds in milliseconds, with random weights from torch's global generator."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
+import torch
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -22,12 +25,22 @@ __all__ = [
     "WIDTH",
     "byte_pair_tokenizer",
     "few_blocks_checkpoint",
+    "seeded",
     "stable_diffusion_checkpoint",
     "sticker_checkpoint",
     "tiny_unet",
     "tiny_vae",
     "word_piece_tokenizer",
 ]
+
+Built = TypeVar("Built")
+
+
+def seeded(build: Callable[[], Built]) -> Built:
+    """What `build` makes, with the same weights every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build()
 
 
 def few_blocks_checkpoint() -> Checkpoint:

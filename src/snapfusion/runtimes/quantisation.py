@@ -14,7 +14,7 @@ Inputs = Mapping[str, NDArray[Any]]
 Run = Callable[[Inputs], NDArray[Any]]
 NO_ERROR_DB = 120.0  # what equal arrays get
 WORD_GROUP = 128  # divides the widths of MiniLM's and CLIP's tables
-LINEAR_GROUP = 64
+LINEAR_GROUP = 64  # divides most widths of UNets: Stable Diffusion's 320, 640, 1280, the sticker base's 128, 192, 256
 
 
 @dataclass(frozen=True)
